@@ -1,0 +1,15 @@
+"""Raw layouts in. A layout is one file here, and one line in `LAYOUTS`."""
+
+from shards.sources.casia_b import CASIA_B
+from shards.sources.layout import Layout, RawSequence
+
+__all__ = ["LAYOUTS", "Layout", "RawSequence", "find_layout"]
+
+LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (CASIA_B,)}
+
+
+def find_layout(name: str) -> Layout:
+    """Raises ValueError naming the known layouts."""
+    if name not in LAYOUTS:
+        raise ValueError(f"layout {name!r} is not known; known are: {', '.join(sorted(LAYOUTS))}.")
+    return LAYOUTS[name]

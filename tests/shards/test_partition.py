@@ -1,0 +1,49 @@
+from pathlib import Path
+
+import pytest
+
+from shards import partition
+
+
+def test_official_partitions() -> None:
+    assert partition.names() == ["casia-b", "oumvlp"]
+    casia = partition.load("casia-b")
+    assert (len(casia.train), len(casia.test)) == (74, 50)
+    assert (
+        casia.split_of("074") == "train" and casia.split_of("075") == "test" and casia.split_of("125") is None
+    )
+    oumvlp = partition.load("oumvlp")
+    assert (len(oumvlp.train), len(oumvlp.test)) == (5_153, 5_154)
+    assert [oumvlp.split_of(s) for s in ("00001", "00002", "10305", "10306", "10307")] == [
+        "train", "test", "train", "test", "test",
+    ]  # fmt: skip
+
+
+def test_file_keeps_ids_as_text(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("train: [010, '011', ann]\ntest:\n- 08..10\n")
+    mine = partition.load(path)
+    assert mine.train == {"010", "011", "ann"} and mine.test == {"08", "09", "10"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train: [001..003]\ntest: [003]", r"1 subjects stand in both train and test \(003\)"),
+        ("train: [001]", "exactly the lists `train` and `test`"),
+        ("- 001", "exactly the lists"),
+        ("train: 001\ntest: []", "`train` must be a list"),
+        ("train: [{a: 1}]\ntest: []", "an entry is a subject or a range"),
+        ("train: [009..001]\ntest: []", "'009..001', which is no range"),
+        ("train: [1..2 step 0]\ntest: []", "which is no range"),
+        ("train: [", "is no YAML"),
+    ],
+)
+def test_mistakes(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        partition.parse("mine", text)
+
+
+def test_unknown_name() -> None:
+    with pytest.raises(ValueError, match=r"'casia-c' is neither a known name \(casia-b, oumvlp\) nor a file"):
+        partition.load("casia-c")
