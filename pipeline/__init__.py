@@ -1,0 +1,1 @@
+"""What happens with shards: recipes, the network, training, embedding, evaluation, reports."""
