@@ -1,0 +1,127 @@
+"""`hstl`: data sets in and out, reports, conversion. Training and evaluation go through `accelerate launch`."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from pipeline.world import USER_MISTAKES
+
+app = typer.Typer(
+    name="hstl",
+    help="Gait recognition with HSTL: pack silhouettes, look at shards, report runs.\n\n"
+    "Training and evaluation: accelerate launch --config_file accelerate_configs/zero2.yaml -m pipeline.train RECIPE",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+)
+out = Console()
+
+Url = Annotated[str, typer.Argument(help="folder of packed shards")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="no progress bar")]
+
+
+@contextmanager
+def _mistakes_explained() -> Iterator[None]:
+    """Mistakes of the user's end in their message and exit code 2, not in a traceback."""
+    try:
+        yield
+    except USER_MISTAKES as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {_escape(str(error))}", soft_wrap=True)
+        raise typer.Exit(2) from None
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+@app.command()
+def walkers(
+    folder: Annotated[Path, typer.Argument(metavar="OUT", help="folder to make")],
+    subjects: Annotated[int, typer.Option(help="people")] = 24,
+    seed: Annotated[int, typer.Option(help="same seed, same bytes")] = 0,
+    workers: Annotated[int | None, typer.Option(help="processes; all cores unless given")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Draw procedural people who walk, as a raw CASIA-B tree of PNG silhouettes."""
+    from shards.walkers import write
+
+    with _mistakes_explained():
+        summary = write(folder, subjects, seed, workers=workers, progress=not quiet)
+    out.print(
+        f"{summary.subjects} subjects, {summary.sequences} sequences, {summary.frames} frames in {folder} "
+        f"({summary.frames / summary.seconds:.0f} frames/s)"
+    )
+
+
+@app.command()
+def pack(
+    layout: Annotated[str, typer.Option(help="layout of the raw data: casia-b")],
+    source: Annotated[Path, typer.Option(help="folder of the raw data")],
+    to: Annotated[str, typer.Option(help="folder for the shards")],
+    partition: Annotated[
+        str | None, typer.Option(help="who trains, who tests: casia-b, oumvlp or a YAML file; the layout's unless given")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="processes; all cores unless given")] = None,
+    shard_size: Annotated[float, typer.Option(help="megabytes a shard, about")] = 32,
+    quiet: Quiet = False,
+) -> None:
+    """Pack raw silhouettes into WebDataset shards with an index; goes on where a killed run stopped."""
+    from shards.pack import pack as pack_shards
+
+    with _mistakes_explained():
+        summary = pack_shards(layout, source, to, partition, workers, shard_size, progress=not quiet)
+    out.print(summary)
+
+
+@app.command()
+def verify(url: Url, quiet: Quiet = False) -> None:
+    """Check every byte against the index and the checksums; exit code 1 if any is wrong."""
+    from shards.verify import verify as verify_shards
+
+    with _mistakes_explained():
+        report = verify_shards(url, progress=not quiet)
+    out.print(report)
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+@app.command()
+def show(
+    url: Url,
+    key: Annotated[str | None, typer.Argument(help="a sequence, such as 001-nm-01-090; several unless given")] = None,
+    to: Annotated[Path | None, typer.Option(help="PNG file to draw")] = None,
+) -> None:
+    """Sum up a data set, and draw a sequence or a sheet of several."""
+    from shards.show import contact_sheet, describe
+
+    with _mistakes_explained():
+        if to is None and key is not None:
+            raise ValueError(f"--to is missing: name the PNG file that {key} is to be drawn into")
+        out.print(describe(url))
+        if to is not None:
+            out.print(f"drawn: {contact_sheet(url, to, [key] if key else [])}")
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="folder of a run")]) -> None:
+    """Write RUN/report.html from the run's metrics and results."""
+    import json
+
+    import shards
+    from pipeline.report import write_report
+
+    with _mistakes_explained():
+        results = run / "evaluation" / "results.json"
+        shard_set = shards.open(json.loads(results.read_text())["data"]["url"]) if results.is_file() else None
+        page = write_report(run, shard_set)
+    out.print(f"report: {page}")
+
+
+if __name__ == "__main__":
+    app()

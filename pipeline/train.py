@@ -1,0 +1,184 @@
+"""Training, from a recipe to checkpoints; what `accelerate launch -m pipeline.train RECIPE [key=value ...]` runs."""
+
+import argparse
+import os
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+import shards
+from pipeline import losses, world
+from pipeline.model import HSTL, HSTLOutput
+from pipeline.model.global_batch import gather
+from pipeline.recipe import Loss, Optimizer, Recipe, Schedule, dump, load
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from shards import Batches, ShardSet
+
+
+def train(recipe: Recipe) -> Path:
+    """Trains by the recipe with all processes of the launch; returns the run's folder.
+
+    Raises ValueError, FileNotFoundError or FileExistsError on input that cannot be trained on, before anything is
+    written, and FloatingPointError when the loss stops being finite.
+    """
+    # Accelerate and what brings it are imported here: loader workers import this module, too.
+    from pipeline import checkpoint
+    from pipeline.watch import Watch
+
+    shard_set = shards.open(recipe.data)
+    batches = open_batches(shard_set, recipe)
+    accelerator = world.start(batches.rank_batch_size)
+    run = Path(world.agree(accelerator, lambda: str(open_run(recipe))))
+
+    torch.manual_seed(recipe.seed)  # every process starts from the same weights
+    network = HSTL(
+        recipe.network.variant,
+        batches.num_classes,
+        precision=recipe.train.precision,
+        micro_batch=recipe.train.micro_batch,
+    )
+    model, optimizer = accelerator.prepare(network, build_optimizer(network, recipe.optimizer))
+    model.train()
+
+    step = start = 0
+    if (newest := checkpoint.latest(run)) is not None:
+        step = start = checkpoint.resume(accelerator, newest, recipe, shard_set.fingerprint)
+        accelerator.print(f"resumed {newest} at step {start} of {recipe.train.steps}")
+
+    with Watch(accelerator, recipe, run, start) as watch:
+        arriving = stream(batches, start, recipe, accelerator.device)
+        while True:
+            last = step >= recipe.train.steps
+            if step > start and (last or step % recipe.train.save_every == 0):
+                with watch.saving():
+                    checkpoint.save(accelerator, model, run, step, recipe, shard_set.fingerprint)
+            if last:
+                break
+            with watch.waiting():
+                batch = next(arriving)
+            rate = learning_rate(step, recipe.optimizer.lr, recipe.schedule)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            output = model(batch["silhouettes"].float() / 255)
+            terms = batch_losses(output, batch["labels"], recipe.loss)
+            if not torch.isfinite(terms["loss"]):
+                raise FloatingPointError(_not_finite(step, terms, batch["rows"], shard_set))
+            accelerator.backward(terms["loss"])
+            optimizer.step()
+            optimizer.zero_grad()
+            step += 1
+            watch.step_done(step, terms, rate)
+    return run
+
+
+def open_batches(shard_set: "ShardSet", recipe: Recipe) -> "Batches":
+    """This process's share of the recipe's batches; the launcher's variables say which process this is."""
+    batch = recipe.batch
+    return shards.Batches(
+        shard_set,
+        "train",
+        batch.subjects,
+        batch.sequences,
+        batch.frames,
+        batch.frames_skip,
+        seed=recipe.seed,
+        rank=int(os.environ.get("RANK", "0")),
+        world_size=int(os.environ.get("WORLD_SIZE", "1")),
+    )
+
+
+def open_run(recipe: Recipe) -> Path:
+    """Makes or finds the run's folder and freezes the resolved recipe in it; raises FileExistsError on other content."""
+    run = Path(recipe.run or f"runs/{recipe.name}/{datetime.now():%Y%m%d-%H%M%S}")
+    if run.is_dir() and any(run.iterdir()) and not (run / "recipe.yaml").is_file():
+        raise FileExistsError(f"{run} exists and is not a run (it has no recipe.yaml); give another `run`")
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "recipe.yaml").write_text(dump(recipe))
+    return run
+
+
+def stream(
+    batches: "Batches", start: int, recipe: Recipe, device: torch.device
+) -> Iterator[dict[str, Tensor]]:
+    """Batches from step `start` to the recipe's last, in order, prepared ahead by worker processes."""
+    loader: DataLoader[dict[str, Tensor]] = DataLoader(
+        batches,
+        sampler=range(start, recipe.train.steps),
+        batch_size=None,
+        num_workers=recipe.train.workers,
+        # Forked workers would inherit threads and clients of object stores that do not survive a fork.
+        multiprocessing_context="forkserver" if recipe.train.workers else None,
+        prefetch_factor=4 if recipe.train.workers else None,
+        pin_memory=device.type == "cuda",
+    )
+    for batch in loader:
+        yield {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+
+
+def build_optimizer(network: HSTL, optimizer: Optimizer) -> torch.optim.Optimizer:
+    """The recipe's optimizer over all parameters."""
+    parameters, lr, decay = network.parameters(), optimizer.lr, optimizer.weight_decay
+    if optimizer.kind == "adam":
+        return torch.optim.Adam(parameters, lr=lr, weight_decay=decay)
+    return torch.optim.SGD(parameters, lr=lr, weight_decay=decay, momentum=optimizer.momentum)
+
+
+def learning_rate(step: int, base: float, schedule: Schedule) -> float:
+    """The rate of the update that follows batch `step` (from 0): a function of the step, so nothing to resume."""
+    passed = sum(step >= milestone for milestone in schedule.milestones)
+    return base * schedule.factor**passed
+
+
+def batch_losses(output: HSTLOutput, labels: Tensor, loss: Loss) -> dict[str, Tensor]:
+    """Losses of the global batch from one process's part of it: scalars loss, triplet, cross_entropy.
+
+    Triplets are over the embeddings of all processes. The cross-entropy is over this process's sequences: its mean
+    over processes, which averaging the gradients takes, is the mean over the batch.
+    """
+    triplet = losses.triplet(gather(output.embeddings), gather(labels), loss.margin)
+    cross_entropy = losses.cross_entropy(output.logits, labels, loss.scale, loss.smoothing)
+    total = loss.triplet_weight * triplet + loss.cross_entropy_weight * cross_entropy
+    return {"loss": total, "triplet": triplet.detach(), "cross_entropy": cross_entropy.detach()}
+
+
+def _not_finite(step: int, terms: dict[str, Tensor], rows: Tensor, shard_set: "ShardSet") -> str:
+    values = ", ".join(f"{name} {value.item()}" for name, value in terms.items())
+    keys = ", ".join(shard_set.index["key"].take(rows.tolist()).to_pylist())
+    return (
+        f"the loss is not finite at step {step} on rank {os.environ.get('RANK', '0')}: {values}. The weights are "
+        f"those before this step; the last checkpoint is good. A lower optimizer.lr or train.precision=fp32 is the "
+        f"usual remedy. Sequences of this rank: {keys}"
+    )
+
+
+def parse(argv: Sequence[str] | None, description: str, *options: dict[str, Any]) -> argparse.Namespace:
+    """RECIPE [key.path=value ...] and further options."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("recipe", type=Path, help="recipe file, such as recipes/demo.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="values in place of the recipe's")
+    for option in options:
+        parser.add_argument(option.pop("name"), **option)
+    return parser.parse_intermixed_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line of `python -m pipeline.train`; exits 2 with a message on mistakes of the user's."""
+    arguments = parse(argv, "Train HSTL by a recipe.")
+    try:
+        run = train(load(arguments.recipe, arguments.overrides))
+    except world.USER_MISTAKES as error:
+        world.leave_with(error)
+    if os.environ.get("RANK", "0") == "0":
+        print(f"trained: {run}")
+
+
+if __name__ == "__main__":
+    main()
