@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from pipeline.metrics import protocols
 from pipeline.model import VARIANTS
 
 Positive = Annotated[int, Field(ge=1)]
@@ -104,9 +105,15 @@ class Train(_Section):
 class Evaluate(_Section):
     """The protocol of the benchmark, and what the network is set beside."""
 
-    protocol: Literal["casia-b", "oumvlp", "grew", "gait3d"]
+    protocol: str
+    """A protocol by name (casia-b, oumvlp, grew, gait3d), or the path of a YAML file with gallery and probe rules."""
     baselines: Annotated[tuple[Literal["untrained", "gei"], ...], Field(strict=False)] = ()
     """Evaluated on the same data: the network before training, nearest neighbour on gait energy images."""
+
+    @model_validator(mode="after")
+    def _protocol_is_known(self) -> "Evaluate":
+        protocols.load(self.protocol)
+        return self
 
 
 class Recipe(_Section):

@@ -48,7 +48,7 @@ def nearest(distances: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor
 def nearest_of_blocks(
     blocks: Iterable[tuple[slice, torch.Tensor]], k: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`nearest` over the blocks of `distances.blocks`, at least one, on the CPU: only k entries a probe are kept."""
+    """`nearest` over `distances.blocks` (one at least), on the CPU: only k entries a probe are kept."""
     found = [nearest(block, k) for _, block in blocks]
     return torch.cat([near.cpu() for near, _ in found]), torch.cat([where.cpu() for _, where in found])
 

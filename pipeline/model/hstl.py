@@ -109,5 +109,5 @@ class HSTL(nn.Module):
             for arme, astp in zip(self.arme[2:], self.astp[2:], strict=True):
                 x = arme(x)
                 parts.append(astp(x))
-            parts.append(self.strips(x.amax(dim=2)))
+            parts.append(self.strips(x.max(dim=2).values))
             return torch.cat(parts, dim=1)

@@ -15,11 +15,10 @@ def table(results: dict[str, Any]) -> Table:
     across = "headline_including_identical_view" in results["methods"][0]["metrics"]
     rows = [method["metrics"]["headline"] for method in results["methods"]]
     columns = list(rows[0])
-    kind = "" if columns[0].startswith("rank-") else "rank-1, "
-    views = ", identical views left out" if across else ""
-    title = f"{results['data']['name']} by {results['protocol']}: {kind}%{views}"
-    made = Table(title=title, title_justify="left")
-    made.add_column("method")
+    made = Table(title=f"{results['data']['name']} by {results['protocol']}", title_justify="left")
+    if across:
+        made.caption, made.caption_justify = "identical views left out", "left"
+    made.add_column("rank-1 (%)" if "mean" in columns else "(%)")
     for column in columns:
         made.add_column(column, justify="right")
     best = {

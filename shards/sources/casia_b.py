@@ -3,64 +3,36 @@
 Conditions are nm-01..06 (normal), bg-01..02 (bag), cl-01..02 (coat); views are 000 to 180 degrees by 18.
 """
 
-import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from shards.sequence import part_fault
 from shards.skips import Skips
 from shards.sources.layout import (
     Layout,
     RawSequence,
     check_root,
+    discover_tree,
     explain_mismatch,
-    list_frames,
+    find_png_folder,
+    found_or_explained,
+    name_like,
     read_png_folder,
-    subfolders,
 )
 
 # Wider than the official names, so that one's own recordings in this layout need no new one.
-_CONDITION = re.compile(r"[a-z]{2}-\d{2}")
-_VIEW = re.compile(r"\d{3}")
+_IS_CONDITION = name_like(r"[a-z]{2}-\d{2}", "condition", "nm-01")
+_IS_VIEW = name_like(r"\d{3}", "view", "090")
 
 
 def discover(root: Path, skips: Skips) -> Iterator[RawSequence]:
     """Every `subject/condition/view` folder under root that holds a PNG."""
     check_root(root)
-    num_found = 0
-    found_skips = Skips()
-    for subject, condition, view in _walk(str(root), found_skips):
-        path = f"{subject}/{condition}/{view}"
-        frames, others = list_frames(root / path)
-        if others:
-            found_skips.add("file is no PNG", f"{path}/{others[0]}", len(others))
-        if not frames:
-            found_skips.add("sequence folder without a PNG", path)
-            continue
-        num_found += 1
-        yield RawSequence(subject, condition, view, path, len(frames))
-    if num_found == 0:
-        raise ValueError(
-            explain_mismatch(root, "casia-b", "SUBJECT/CONDITION/VIEW/*.png such as 001/nm-01/090/*.png", 3)
-        )
-    skips.merge(found_skips)
+    found = discover_tree(root, own := Skips(), find_png_folder, _IS_CONDITION, _IS_VIEW)
+    return found_or_explained(found, lambda: _explain(root), skips, own)
 
 
-def _walk(root: str, skips: Skips) -> Iterator[tuple[str, str, str]]:
-    for subject in subfolders(root, skips, root):
-        if (fault := part_fault(subject)) is not None:
-            skips.add(f"subject folder's name {fault}", subject)
-            continue
-        for condition in subfolders(os.path.join(root, subject), skips, root):  # noqa: PTH118 - hot
-            if not _CONDITION.fullmatch(condition):
-                skips.add("folder's name is no condition such as nm-01", f"{subject}/{condition}")
-                continue
-            for view in subfolders(os.path.join(root, subject, condition), skips, root):  # noqa: PTH118 - hot
-                if _VIEW.fullmatch(view):
-                    yield subject, condition, view
-                else:
-                    skips.add("folder's name is no view such as 090", f"{subject}/{condition}/{view}")
+def _explain(root: Path) -> str:
+    return explain_mismatch(root, "casia-b", "SUBJECT/CONDITION/VIEW/*.png such as 001/nm-01/090/*.png", 3)
 
 
 CASIA_B = Layout(name="casia-b", partition="casia-b", discover=discover, read=read_png_folder)

@@ -6,7 +6,7 @@ from shards import partition
 
 
 def test_official_partitions() -> None:
-    assert partition.names() == ["casia-b", "oumvlp"]
+    assert partition.names() == ["casia-b", "gait3d", "grew", "oumvlp"]
     casia = partition.load("casia-b")
     assert (len(casia.train), len(casia.test)) == (74, 50)
     assert (
@@ -36,7 +36,7 @@ def test_file_keeps_ids_as_text(tmp_path: Path) -> None:
         ("train: [{a: 1}]\ntest: []", "an entry is a subject or a range"),
         ("train: [009..001]\ntest: []", "'009..001', which is no range"),
         ("train: [1..2 step 0]\ntest: []", "which is no range"),
-        ("train: [", "is no YAML"),
+        ("train: [", "is neither YAML nor JSON"),
     ],
 )
 def test_mistakes(text: str, message: str) -> None:
@@ -45,5 +45,5 @@ def test_mistakes(text: str, message: str) -> None:
 
 
 def test_unknown_name() -> None:
-    with pytest.raises(ValueError, match=r"'casia-c' is neither a known name \(casia-b, oumvlp\) nor a file"):
+    with pytest.raises(ValueError, match=r"'casia-c' is neither a known name \(casia-b, gait3d, grew, oumvlp\) nor a file"):
         partition.load("casia-c")

