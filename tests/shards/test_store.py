@@ -28,7 +28,7 @@ def test_rows_there_are_not(packed: Path, rows: list[int]) -> None:
 
 
 def test_threads_and_many_shards_share_few_handles(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shards.store.NUM_OPEN_SHARDS", 1)
+    monkeypatch.setattr("shards.store.local.NUM_OPEN_SHARDS", 1)
     shard_set = shards.open(packed)
     expected = shards.open(packed).read(range(48))
     with ThreadPoolExecutor(8) as threads:

@@ -43,9 +43,9 @@ def test_ranks_together_equal_one(tmp_path: Path, world_size: int, dtype: torch.
     for together in run(one_step, world_size, tmp_path, dtype, None):
         assert together.keys() == alone.keys()
         for name, expected in alone.items():
-            scale = expected.abs().max().clamp(min=1e-3).item()
-            error = (together[name] - expected).abs().max().item() / scale
-            assert error < tolerance, f"{name}: {error}"
+            torch.testing.assert_close(
+                together[name], expected, rtol=tolerance, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}"
+            )
 
 
 def test_micro_batch_across_ranks_equals_one(tmp_path: Path) -> None:
