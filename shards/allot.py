@@ -19,6 +19,9 @@ SHUFFLE_SEED = 0
 BYTES_PER_FRAME = 330
 BYTES_PER_SEQUENCE = 2_300
 
+# A subject stands whole in a shard unless that shard became larger than this many others.
+_LARGEST = 4
+
 # Part of every shard's digest: raise it when the same raw frames would give other bytes.
 _RECIPE = 1
 
@@ -40,7 +43,9 @@ def allot(
 
     Subjects are shuffled once by a fixed seed and stand whole in one shard, so any run of shards is a fair
     sample; within a subject sequences go by condition and view. A subject of more than `shard_bytes` has a
-    shard of its own. Raises ValueError for a key that comes twice, and when no subject is in the partition.
+    shard of its own; one of more than four times that (such as GREW's 24,000 probes, which count as one)
+    goes on over several. Raises ValueError for a key that comes twice, and when no subject is in the
+    partition.
     """
     by_subject: dict[str, list[RawSequence]] = {}
     keys: dict[str, str] = {}
@@ -71,17 +76,28 @@ def allot(
 
 
 def _fill(subjects: list[list[RawSequence]], shard_bytes: int) -> Iterable[tuple[RawSequence, ...]]:
+    """Contents of shards, from the sequences of each subject."""
+    whole: list[list[RawSequence]] = []  # what must stay together
+    for sequences in subjects:
+        ordered = sorted(sequences)
+        large = sum(map(_weight, ordered)) > _LARGEST * shard_bytes
+        whole.extend([[sequence] for sequence in ordered] if large else [ordered])
     content: list[RawSequence] = []
     filled = 0
-    for sequences in subjects:
-        weight = sum(BYTES_PER_FRAME * sequence.num_raw_frames + BYTES_PER_SEQUENCE for sequence in sequences)
+    for sequences in whole:
+        weight = sum(map(_weight, sequences))
         if content and filled + weight > shard_bytes:
             yield tuple(content)
             content, filled = [], 0
-        content.extend(sorted(sequences))
+        content.extend(sequences)
         filled += weight
     if content:
         yield tuple(content)
+
+
+def _weight(sequence: RawSequence) -> int:
+    """Bytes in a tar, about."""
+    return BYTES_PER_FRAME * sequence.num_raw_frames + BYTES_PER_SEQUENCE
 
 
 def _digest(layout: str, name: str, sequences: tuple[RawSequence, ...]) -> str:

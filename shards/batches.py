@@ -1,15 +1,18 @@
 """The order of training: step -> batch, a pure function of index and seed, sliced by rank last.
 
-An epoch is one permutation of the split's subjects, dealt out P at a time; the `num_subjects % P` left over
-differ from epoch to epoch, so every subject comes equally often. Every random draw has its own generator,
-keyed by what it is for.
+Subjects come as one endless stream, permutation after permutation, dealt out P at a time: at every step
+each has come as often as any other, or once more. Every random draw has its own generator, keyed by what it
+is for.
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from math import gcd
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from shards.silhouettes import NETWORK_WIDTH, cut
@@ -35,14 +38,20 @@ class SubjectTable:
     @classmethod
     def of(cls, index: pa.Table, split: str) -> "SubjectTable":
         """Raises ValueError when the index has no such split."""
-        rows = np.flatnonzero(index["split"].to_numpy() == split)
+        in_split = pc.equal(index["split"], split)
+        rows = np.flatnonzero(in_split.to_numpy())
         if not rows.size:
             known = ", ".join(sorted(index["split"].unique().to_pylist()))
             raise ValueError(f"the data set has no split {split!r}, it has: {known}.")
-        subjects, labels = np.unique(index["subject"].take(rows).to_numpy().astype(str), return_inverse=True)
+        names = index["subject"].filter(in_split).combine_chunks().dictionary_encode()
+        found = names.dictionary.to_numpy(zero_copy_only=False).astype(str)
+        by_name = np.argsort(found)
+        label_of_code = np.empty_like(by_name)
+        label_of_code[by_name] = np.arange(len(found))
+        labels = label_of_code[names.indices.to_numpy()]
         order = np.argsort(labels, kind="stable")
-        starts = np.searchsorted(labels[order], np.arange(len(subjects) + 1))
-        return cls(subjects, rows[order], starts)
+        starts = np.searchsorted(labels[order], np.arange(len(found) + 1))
+        return cls(found[by_name], rows[order], starts)
 
 
 def plan(index: pa.Table, split: str, P: int, K: int, seed: int, step: int) -> np.ndarray:
@@ -56,39 +65,69 @@ def draw(table: SubjectTable, P: int, K: int, seed: int, step: int) -> tuple[np.
     P subjects, none twice; of each K sequences without replacement, or all it has, topped up by repeating
     them.
     """
-    num_subjects = len(table.subjects)
-    epoch, step_of_epoch = divmod(step, num_subjects // P)
-    chosen = _subject_order(num_subjects, seed, epoch)[step_of_epoch * P : (step_of_epoch + 1) * P]
-    generator = np.random.default_rng([_SEQUENCES, seed, step])
-    rows = np.empty((P, K), np.int64)
-    for i, subject in enumerate(chosen):
-        start, stop = table.starts[subject], table.starts[subject + 1]
-        rows[i] = table.rows[start + np.resize(generator.permutation(stop - start), K)]
-    return rows.ravel(), np.repeat(chosen, K)
+    chosen = _subjects_of_step(len(table.subjects), P, seed, step)
+    first, num_sequences = table.starts[chosen], table.starts[chosen + 1] - table.starts[chosen]
+    width = max(K, int(num_sequences.max()))
+    # The K sequences of least weight are a sample without replacement; where there is none the weight is inf.
+    weights = np.random.default_rng([_SEQUENCES, seed, step]).random((P, width))
+    weights[np.arange(width) >= num_sequences[:, None]] = np.inf
+    lightest = np.argpartition(weights, K - 1)[:, :K] if width > K else np.broadcast_to(np.arange(K), (P, K))
+    by_weight = np.argsort(np.take_along_axis(weights, lightest, 1))
+    again = np.arange(K) % num_sequences[:, None]
+    picked = np.take_along_axis(np.take_along_axis(lightest, by_weight, 1), again, 1)
+    return table.rows[first[:, None] + picked].ravel(), np.repeat(chosen, K)
 
 
-@lru_cache(
-    maxsize=4
-)  # consecutive steps share an epoch; 20,000 subjects take longer to shuffle than a batch to draw
-def _subject_order(num_subjects: int, seed: int, epoch: int) -> np.ndarray:
-    order = np.random.default_rng([_SUBJECTS, seed, epoch]).permutation(num_subjects)
+def _subjects_of_step(num_subjects: int, P: int, seed: int, step: int) -> np.ndarray:
+    """Places step * P to (step + 1) * P of the stream of subjects, int64 [P]: no subject twice."""
+    epoch, place = divmod(step * P, num_subjects)
+    chosen = _subject_order(num_subjects, P, seed, epoch)[place : place + P]
+    if (missing := P - len(chosen)) == 0:
+        return chosen
+    return np.concatenate([chosen, _subject_order(num_subjects, P, seed, epoch + 1)[:missing]])
+
+
+@lru_cache(maxsize=4)  # consecutive steps share an epoch, and shuffling takes longer than drawing a batch
+def _subject_order(num_subjects: int, P: int, seed: int, epoch: int) -> np.ndarray:
+    """One epoch of the stream: a permutation whose start repeats no subject of the batch that it completes.
+
+    Within the first P places those that the batch already has move to the end. So from 2 P subjects on an
+    epoch's last places are as shuffled, and no other epoch is needed to repair the next; below that, all
+    since one that began with a batch are: fewer than P, and short.
+    """
+    begin = epoch - epoch % (P // gcd(num_subjects, P))
+    if num_subjects >= 2 * P:
+        begin = max(begin, epoch - 1)
+    order = np.empty(0, np.int64)
+    for number in range(begin, epoch + 1):
+        taken = number * num_subjects % P  # places of the shared batch that belong to the epoch before
+        before = order[len(order) - taken :]
+        order = np.random.default_rng([_SUBJECTS, seed, number]).permutation(num_subjects)
+        repeats = np.isin(order[:P], before)
+        order[:P] = np.concatenate([order[:P][~repeats], order[:P][repeats]])
     order.flags.writeable = False
     return order
 
 
 def choose_frames(
-    num_frames: int, frames: int, frames_skip: int, generator: np.random.Generator
+    num_frames: np.ndarray, frames: int, frames_skip: int, generator: np.random.Generator
 ) -> np.ndarray:
-    """`fixed_ordered` of OpenGait: which `frames` frames of a sequence of `num_frames`, int64 [frames].
+    """`fixed_ordered` of OpenGait: which `frames` frames of each sequence, int64 [n, frames].
+
+    num_frames: how many each has, int [n].
 
     A random window of frames + frames_skip, the sequence repeated first when it is shorter; from the window
     `frames` sorted, without replacement.
     """
     window = frames + frames_skip
     repeats = -(-window // num_frames)
-    start = generator.integers(num_frames * repeats - window + 1)
-    within = np.sort(generator.permutation(window)[:frames]) if frames_skip else np.arange(frames)
-    return (start + within) % num_frames
+    starts = generator.integers(num_frames * repeats - window + 1)
+    if frames_skip:
+        weights = generator.random((len(num_frames), window))
+        within = np.sort(np.argpartition(weights, frames - 1)[:, :frames])
+    else:
+        within = np.arange(frames)[None]
+    return (starts[:, None] + within) % num_frames[:, None]
 
 
 class Batches(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
@@ -115,15 +154,14 @@ class Batches(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        self.shard_set = shard_set
-        self.table = SubjectTable.of(shard_set.index, split)
+        self.shard_set, self.split = shard_set, split
         self.P, self.K = subjects_per_batch, sequences_per_subject
         self.frames, self.frames_skip = frames, frames_skip
         self.seed, self.rank, self.world_size = seed, rank, world_size
-        self._check(split)
+        self._check()
         self.rank_batch_size = self.P * self.K // world_size
 
-    def _check(self, split: str) -> None:
+    def _check(self) -> None:
         sizes = {"batch.subjects": self.P, "batch.sequences": self.K, "batch.frames": self.frames}
         for name, value in sizes.items():
             if value < 1:
@@ -133,7 +171,7 @@ class Batches(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
                 raise ValueError(f"{name} must not be negative, it is {value}.")
         if self.num_classes < self.P:
             raise ValueError(
-                f"batch.subjects is {self.P}, split {split!r} of {self.shard_set.url} has "
+                f"batch.subjects is {self.P}, split {self.split!r} of {self.shard_set.url} has "
                 f"{self.num_classes} subjects: set batch.subjects to {self.num_classes} or less."
             )
         if not 0 <= self.rank < self.world_size:
@@ -144,6 +182,14 @@ class Batches(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
                 f"shared evenly by {self.world_size} processes: change one of the three so that it divides."
             )
 
+    @cached_property
+    def table(self) -> SubjectTable:
+        return SubjectTable.of(self.shard_set.index, self.split)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A loader worker makes its own from the mapped index: 10 million rows are 80 MB to pickle.
+        return {name: value for name, value in self.__dict__.items() if name != "table"}
+
     @property
     def num_classes(self) -> int:
         """Subjects of the split."""
@@ -153,16 +199,34 @@ class Batches(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         if step < 0:
             raise IndexError(f"steps start at 0, asked for {step}.")
         rows, labels = draw(self.table, self.P, self.K, self.seed, step)
-        first = self.rank * self.rank_batch_size
-        mine = slice(first, first + self.rank_batch_size)
+        # Drawn for the whole batch, then sliced: ranks must agree on it.
+        chosen = choose_frames(
+            self.shard_set.num_frames[rows],
+            self.frames,
+            self.frames_skip,
+            np.random.default_rng([_FRAMES, self.seed, step]),
+        )
+        mine = slice(self.rank * self.rank_batch_size, (self.rank + 1) * self.rank_batch_size)
         sequences = self.shard_set.read(rows[mine])
-        silhouettes = np.empty((len(sequences), self.frames, self.shard_set.height, NETWORK_WIDTH), np.uint8)
-        for i, sequence in enumerate(sequences):
-            generator = np.random.default_rng([_FRAMES, self.seed, step, first + i])
-            chosen = choose_frames(len(sequence), self.frames, self.frames_skip, generator)
-            silhouettes[i] = cut(sequence)[chosen]
         return {
-            "silhouettes": torch.from_numpy(silhouettes),
+            "silhouettes": _stack(sequences, chosen[mine], self.shard_set.height),
             "labels": torch.from_numpy(labels[mine].astype(np.int64)),
             "rows": torch.from_numpy(rows[mine]),
         }
+
+
+def _stack(sequences: list[np.ndarray], chosen: np.ndarray, height: int) -> torch.Tensor:
+    """The chosen frames of each sequence, cut to the network's width: uint8 [n, frames, height, 44]."""
+    stacked = _empty(len(sequences), chosen.shape[1], height, NETWORK_WIDTH)
+    silhouettes = stacked.numpy()
+    for i, sequence in enumerate(sequences):
+        silhouettes[i] = cut(sequence)[chosen[i]]
+    return stacked
+
+
+def _empty(*shape: int) -> torch.Tensor:
+    """uint8, in a loader worker in shared memory: the worker would copy the batch there otherwise."""
+    if torch.utils.data.get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    storage = torch.UntypedStorage._new_shared(int(np.prod(shape)))
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)

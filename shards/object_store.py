@@ -117,6 +117,8 @@ def s3_settings() -> dict[str, Any]:
     settings: dict[str, Any] = {
         "virtual_hosted_style_request": os.environ.get("AWS_VIRTUAL_HOSTED_STYLE_REQUEST", "false"),
         "region": merged.get("region", "us-east-1"),
+        # Few servers but Amazon's own answer a delete of many as it should; one at a time works everywhere.
+        "disable_bulk_delete": "true",
     }
     if "endpoint_url" in merged:
         settings["endpoint"] = merged["endpoint_url"]

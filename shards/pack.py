@@ -1,27 +1,17 @@
 """Raw frames -> shards, index, and `shards.json` as the commit.
 
-While packing, `TO/.packing/` holds the tars being written and a record of each finished one. A pack that was
-killed and is run again keeps the finished shards whose plan is still the same. The last act writes the index,
-then `shards.json`.
+A pack that was killed and is run again keeps the finished shards whose plan is still the same. The last act
+writes the index, then `shards.json`.
 """
 
-import fcntl
-import hashlib
+import errno
 import json
-import multiprocessing
-import os
-import shutil
-import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import cv2
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -32,24 +22,25 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from shards import index
+from shards import destination, index
 from shards.allot import ShardPlan, allot
+from shards.crew import Job, default_workers, make_shards
 from shards.partition import Partition
 from shards.partition import load as load_partition
 from shards.silhouettes import HEIGHT, WIDTH
 from shards.skips import Skips
 from shards.sources import RawSequence, find_layout
-from shards.store import local_folder
-from shards.tar import FinishedShard, write_shard
+from shards.tar import FinishedShard
 
 DEFAULT_SHARD_MB = 32  # small enough that a node's cache fills evenly and eight workers share CASIA-B
 
 REPORT_NAME = "pack-report.json"
-_WORKSHOP = ".packing"
-_POLL_SECONDS = 0.2
 
-# Counters shared with the workers: sequences done, raw frames done.
-_progress_counters: Any = None
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
+
+
+class PackStoppedError(OSError):
+    """The disk is full, the network is gone, or a right is missing. The message says what is kept."""
 
 
 @dataclass
@@ -96,7 +87,7 @@ class PackSummary:
             packed.add_row(split, *(f"{counts[what]:,}" for what in ("subjects", "sequences", "frames")))
         yield packed
         if self.skips:
-            skipped = Table("why", "count", "such as", title="skipped")
+            skipped = Table("why", "count", "such as", title="left out or altered")
             for reason, count, examples in self.skips:
                 skipped.add_row(reason, f"{count:,}", examples[0])
             yield skipped
@@ -111,38 +102,45 @@ def pack(
     shard_size_mb: float = DEFAULT_SHARD_MB,
     progress: bool = True,
 ) -> PackSummary:
-    """Pack the raw frames under `source` into the folder `to`. Same source, same bytes, whatever `workers`
-    is.
+    """Pack the raw frames under `source` into `to`, a local folder or an s3://, gs:// or az:// URL. Same
+    source, same bytes, whatever `workers` and `to` are.
 
-    partition: a built-in name or a YAML file; the layout's own unless given. workers: processes; as many as
-    there are cores unless given. shard_size_mb: about how large a shard becomes, in MB.
+    partition: a built-in name, a YAML file or OpenGait's JSON; the layout's own unless given. workers:
+    processes; as many as there are cores unless given. shard_size_mb: about how large a shard becomes, in MB.
 
     Raises ValueError for an unknown layout, partition or a source of another layout, FileNotFoundError for a
-    missing source, FileExistsError when `to` is a data set already or holds other things.
+    missing source, FileExistsError when `to` is a data set already or holds other things, PackStoppedError
+    when disk or network give out.
     """
     started = time.perf_counter()
-    source, folder = Path(source), local_folder(to)
+    source, goal = Path(source), destination.at(to)
     chosen = find_layout(layout)
     if partition is None and chosen.partition is None:
         raise ValueError(
             f"layout {layout} brings no partition of its own: name one by --partition NAME|FILE."
         )
     subjects = load_partition(partition or str(chosen.partition))
+    name = layout if chosen.partition is not None else Path(subjects.name).stem.lower()
     num_workers = _num_workers(workers)
     if shard_size_mb <= 0:
         raise ValueError(f"shard size must be above 0 MB, it is {shard_size_mb}.")
-    _refuse_occupied(folder)  # before the source is listed, which may take minutes
+    goal.refuse_occupied()  # before the source is listed, which may take minutes
     with _progress(progress) as bar:
         plans, skips = _plan(chosen.name, source, subjects, int(shard_size_mb * 1e6), bar)
-    with _workshop(folder) as workshop, _progress(progress) as bar:
-        kept = {plan.name: done for plan in plans if (done := _recall(plan, folder, workshop)) is not None}
-        missing = [plan for plan in plans if plan.name not in kept]
-        made = _make(missing, layout, source, folder, workshop, num_workers, bar)
-        finished = [kept.get(plan.name) or made[plan.name] for plan in plans]
-        for shard in finished:
-            skips.merge(shard.skips)
-        summary = _commit(finished, layout, subjects.name, folder, skips)
-    summary.num_shards_kept = len(kept)
+    with goal.held():
+        finished = goal.recall(plans)
+        num_kept = len(finished)
+        missing = [plan for plan in plans if plan.name not in finished]
+        try:
+            with _progress(progress) as bar:
+                _make(missing, Job(layout, source, goal), num_workers, finished, bar)
+            for plan in plans:
+                skips.merge(finished[plan.name].skips)
+            in_order = [finished[plan.name] for plan in plans]
+            summary = _commit(in_order, name, subjects.name, goal, skips)
+        except OSError as error:
+            raise _stopped(error, goal.url, len(finished), len(plans)) from error
+    summary.num_shards_kept = num_kept
     summary.num_raw_frames = sum(sequence.num_raw_frames for plan in missing for sequence in plan.sequences)
     summary.seconds = time.perf_counter() - started
     return summary
@@ -150,7 +148,7 @@ def pack(
 
 def _num_workers(workers: int | None) -> int:
     if workers is None:
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+        return default_workers()
     if workers < 1:
         raise ValueError(f"workers must be at least 1, it is {workers}.")
     return workers
@@ -172,165 +170,40 @@ def _plan(
     return plans, skips
 
 
-def _refuse_occupied(folder: Path) -> None:
-    """Raises FileExistsError when `folder` is a data set, or holds other things than an unfinished pack."""
-    if (folder / index.MANIFEST_NAME).exists():
-        raise FileExistsError(
-            f"{folder} is a data set already ({index.MANIFEST_NAME} is there): "
-            f"pack into another folder, or delete this one first."
-        )
-    if folder.exists() and not (folder / _WORKSHOP).exists() and any(folder.iterdir()):
-        raise FileExistsError(
-            f"{folder} holds other things than an unfinished pack: pack into a new or empty folder."
-        )
-
-
-@contextmanager
-def _workshop(folder: Path) -> Iterator[Path]:
-    """`folder/.packing`, held by this process alone; gone once the pack has committed."""
-    workshop = folder / _WORKSHOP
-    workshop.mkdir(parents=True, exist_ok=True)
-    with (workshop / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise FileExistsError(
-                f"another process is packing into {folder} right now: wait for it."
-            ) from None
-        _refuse_occupied(folder)  # again: another pack may have committed since
-        for torn in workshop.glob("*.part"):
-            torn.unlink()
-        yield workshop
-        shutil.rmtree(workshop)
-
-
-def _recall(plan: ShardPlan, folder: Path, workshop: Path) -> FinishedShard | None:
-    """The shard an earlier run finished by the same plan, if it is still there whole."""
-    try:
-        done = FinishedShard.from_json((workshop / f"{plan.name}.json").read_bytes())
-        if done.digest != plan.digest:
-            return None
-        with (folder / plan.name).open("rb") as tar:  # another plan's shard may lie there under the same name
-            return done if hashlib.file_digest(tar, "sha256").hexdigest() == done.sha256 else None
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _make_one(
-    plan: ShardPlan,
-    layout: str,
-    source: Path,
-    folder: Path,
-    workshop: Path,
-    on_sequence: Callable[[int], None],
-) -> FinishedShard:
-    temporary = workshop / f"{plan.name}.{os.getpid()}.part"
-    finished = write_shard(plan, layout, source, temporary, on_sequence)
-    index.write_durably(workshop / f"{plan.name}.json", finished.to_json())
-    temporary.replace(folder / plan.name)
-    return finished
-
-
 def _make(
-    plans: list[ShardPlan],
-    layout: str,
-    source: Path,
-    folder: Path,
-    workshop: Path,
-    num_workers: int,
-    bar: Progress,
-) -> dict[str, FinishedShard]:
-    """Make the shards, whole shards in parallel: their order in the result and their bytes do not depend on
-    it.
-    """
-    num_sequences = sum(len(plan.sequences) for plan in plans)
-    task = bar.add_task("packing", total=num_sequences, rate="")
+    plans: list[ShardPlan], job: Job, num_workers: int, made: dict[str, FinishedShard], bar: Progress
+) -> None:
+    task = bar.add_task("packing", total=sum(len(plan.sequences) for plan in plans), rate="")
     started = time.perf_counter()
 
-    def show(sequences: int, frames: int) -> None:
-        rate = frames / max(time.perf_counter() - started, 1e-9)
-        bar.update(task, completed=sequences, rate=f"{rate:,.0f} frames/s")
+    def show(num_sequences: int, num_frames: int) -> None:
+        rate = num_frames / max(time.perf_counter() - started, 1e-9)
+        bar.update(task, completed=num_sequences, rate=f"{rate:,.0f} frames/s")
 
-    if num_workers == 1 or len(plans) <= 1:
-        return _make_here(plans, layout, source, folder, workshop, show)
-    # fork would copy whatever threads and handles the caller has; forkserver is also the rule for loader
-    # workers.
-    context = multiprocessing.get_context("forkserver")
-    counters = context.Array("q", 2)
-    pool = ProcessPoolExecutor(min(num_workers, len(plans)), context, _start_worker, (counters,))
-    try:
-        # Long shards first would be faster by a little; in order, a killed pack has its finished shards at
-        # the front.
-        futures = [pool.submit(_work, plan, layout, source, folder, workshop) for plan in plans]
-        made = _collect(futures, lambda: show(*counters[:]))
-    except BrokenProcessPool as error:
-        raise RuntimeError(
-            "a packing worker died, most likely for want of memory: run the same command again with fewer "
-            "--workers; finished shards are kept."
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-    show(*counters[:])
-    return made
+    make_shards(plans, job, num_workers, made, show)
 
 
-def _make_here(
-    plans: list[ShardPlan],
-    layout: str,
-    source: Path,
-    folder: Path,
-    workshop: Path,
-    show: Callable[[int, int], None],
-) -> dict[str, FinishedShard]:
-    done = [0, 0]
-
-    def on_sequence(num_raw_frames: int) -> None:
-        done[0] += 1
-        done[1] += num_raw_frames
-        show(*done)
-
-    return {plan.name: _make_one(plan, layout, source, folder, workshop, on_sequence) for plan in plans}
-
-
-def _collect(futures: list[Future[FinishedShard]], show: Callable[[], None]) -> dict[str, FinishedShard]:
-    made: dict[str, FinishedShard] = {}
-    waiting = set(futures)
-    while waiting:
-        done, waiting = wait(waiting, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
-        for future in done:
-            finished = future.result()
-            made[finished.name] = finished
-        show()
-    return made
-
-
-def _start_worker(counters: Any) -> None:
-    global _progress_counters
-    _progress_counters = counters
-    cv2.setNumThreads(0)  # the processes are the parallelism
-    # A pool's workers outlive a killed parent, waiting for ever; this ends them.
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
-
-
-def _leave_with(parent: Any) -> None:
-    parent.join()
-    os._exit(1)
-
-
-def _work(plan: ShardPlan, layout: str, source: Path, folder: Path, workshop: Path) -> FinishedShard:
-    return _make_one(plan, layout, source, folder, workshop, _count_shared)
-
-
-def _count_shared(num_raw_frames: int) -> None:
-    with _progress_counters.get_lock():
-        _progress_counters[0] += 1
-        _progress_counters[1] += num_raw_frames
+def _stopped(error: OSError, to: str, num_finished: int, num_shards: int) -> PackStoppedError:
+    """Why, what is kept, and what to do."""
+    if error.errno in _NO_SPACE:
+        place = f" ({error.filename})" if error.filename else ""
+        why, remedy = f"the disk is full{place}", "free some space (also in TMPDIR when packing to a bucket)"
+    elif error.errno == errno.EFBIG:
+        why, remedy = "a file may not grow any larger here", "raise the limit (ulimit -f)"
+    elif isinstance(error, ConnectionError):
+        why, remedy = str(error), "wait for the network"
+    else:
+        why, remedy = str(error), "correct this"
+    stopped = PackStoppedError(
+        f"packing into {to} stopped: {why}. {num_finished} of {num_shards} shards are finished and kept: "
+        f"{remedy}, then run the same command again."
+    )
+    stopped.errno = error.errno
+    return stopped
 
 
 def _commit(
-    finished: list[FinishedShard], layout: str, partition: str, folder: Path, skips: Skips
+    finished: list[FinishedShard], name: str, partition: str, goal: destination.Destination, skips: Skips
 ) -> PackSummary:
     """Write the index, the report, and last `shards.json`. A shard left without a sequence is taken away."""
     rows = [row for shard in finished for row in shard.rows]
@@ -338,14 +211,10 @@ def _commit(
         raise ValueError(f"no sequence has a usable frame: {skips}.")
     encoded = index.encode_index(rows)
     shards = tuple(index.Shard(s.name, s.num_bytes, s.sha256, len(s.rows)) for s in finished if s.rows)
-    manifest = index.Manifest(layout, HEIGHT, WIDTH, shards, index.fingerprint(encoded))
-    wanted = {shard.name for shard in shards}
-    for stale in (*folder.glob("train-*.tar"), *folder.glob("test-*.tar")):
-        if stale.name not in wanted:  # an earlier, killed run had other shards
-            stale.unlink()
+    manifest = index.Manifest(name, HEIGHT, WIDTH, shards, index.fingerprint(encoded))
     summary = PackSummary(
-        name=layout,
-        to=str(folder),
+        name=name,
+        to=goal.url,
         partition=partition,
         fingerprint=manifest.index_sha256,
         num_shards=len(shards),
@@ -356,9 +225,11 @@ def _commit(
         num_raw_frames=0,
         skips=skips,
     )
-    index.write_durably(folder / index.INDEX_NAME, encoded)
-    index.write_durably(folder / REPORT_NAME, (json.dumps(summary.report(), indent=1) + "\n").encode())
-    index.write_durably(folder / index.MANIFEST_NAME, manifest.to_json())
+    report = (json.dumps(summary.report(), indent=1) + "\n").encode()
+    goal.commit(
+        {shard.name for shard in shards},
+        {index.INDEX_NAME: encoded, REPORT_NAME: report, index.MANIFEST_NAME: manifest.to_json()},
+    )
     return summary
 
 

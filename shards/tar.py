@@ -5,13 +5,12 @@ it.
 import hashlib
 import io
 import json
-import os
 import tarfile
 import zlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from shards.allot import ShardPlan
 from shards.sequence import DESCRIPTION_SUFFIX, PAYLOAD_SUFFIX, encode, make_key
@@ -23,7 +22,7 @@ NO_USABLE_FRAME = "sequence without a usable frame"
 
 @dataclass
 class FinishedShard:
-    """A shard that lies under its final name, and what the index and the report must know of it."""
+    """A shard that is written, and what the index and the report must know of it."""
 
     digest: str  # of the plan it was made by
     name: str
@@ -36,16 +35,16 @@ class FinishedShard:
         return json.dumps({**asdict(self), "skips": self.skips.to_json()}).encode()
 
     @classmethod
-    def from_json(cls, data: bytes) -> "FinishedShard":
+    def from_json(cls, data: bytes | str) -> "FinishedShard":
         """Raises ValueError, KeyError or TypeError when the bytes are no such record."""
         fields = json.loads(data)
         return cls(**{**fields, "skips": Skips.from_json(fields["skips"])})
 
 
 def write_shard(
-    plan: ShardPlan, layout: str, source: Path, path: Path, on_sequence: Callable[[int], None]
+    plan: ShardPlan, layout: str, source: Path, file: BinaryIO, on_sequence: Callable[[int], None]
 ) -> FinishedShard:
-    """Read, normalise and write the sequences of `plan` into the tar at `path`, flushed to the disk.
+    """Read, normalise and write the sequences of `plan` as a tar into `file`, empty and open for both.
 
     `on_sequence` is told the raw frames of each sequence once it is done. One sequence is in memory at a
     time.
@@ -54,7 +53,7 @@ def write_shard(
     rows: list[dict[str, Any]] = []
     skips = Skips()
     # USTAR is the plainest tar there is: no extension headers, no times finer than a second.
-    with path.open("wb") as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for sequence in plan.sequences:
             silhouettes = read(source, sequence, skips)
             if len(silhouettes):
@@ -75,10 +74,10 @@ def write_shard(
             else:
                 skips.add(NO_USABLE_FRAME, sequence.path)
             on_sequence(sequence.num_raw_frames)
-    with path.open("rb") as written:
-        os.fsync(written.fileno())
-        sha256 = hashlib.file_digest(written, "sha256").hexdigest()
-    return FinishedShard(plan.digest, plan.name, path.stat().st_size, sha256, rows, skips)
+    num_bytes = file.tell()
+    file.seek(0)
+    sha256 = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+    return FinishedShard(plan.digest, plan.name, num_bytes, sha256, rows, skips)
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> int:

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pipeline.model import HSTL, VARIANTS
+from pipeline.model.hub import metadata
 from pipeline.model.released import from_released
 
 FILE = "model.safetensors"
@@ -33,14 +34,12 @@ class Weights:
 
 def save_weights(path: Path, model: HSTL, tensors: dict[str, Tensor], step: int | None = None) -> None:
     """Writes tensors of `model` as safetensors, with variant, classes and step in the metadata."""
-    metadata = {"format": "hstl-1", "variant": model.variant.name, "num_classes": str(model.num_classes)}
-    if step is not None:
-        metadata["step"] = str(step)
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path, metadata)
+    written = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(written, path, metadata(model.variant.name, model.num_classes, step))
 
 
 def locate(path: str | Path) -> Path:
-    """The weights file meant by a file, a checkpoint folder, or a run folder (its newest complete checkpoint).
+    """The weights file meant by a file, a checkpoint's or pretrained folder, or a run's (newest complete checkpoint).
 
     Raises FileNotFoundError with what was looked for.
     """
@@ -50,7 +49,8 @@ def locate(path: str | Path) -> Path:
     if not path.is_dir():
         raise FileNotFoundError(f"no checkpoint {path}; give a weights file, a checkpoint's folder or a run's folder")
     if (path / FILE).is_file():
-        if not (path / MARKER).is_file():
+        # A folder of save_pretrained has a configuration instead of our marker.
+        if not (path / MARKER).is_file() and not (path / "config.json").is_file():
             raise FileNotFoundError(f"checkpoint {path} was never completed (no {MARKER}); take an earlier one")
         return path / FILE
     complete = sorted(path.glob(f"checkpoints/step-*/{MARKER}"))
@@ -113,19 +113,19 @@ def _check_header(model: HSTL, weights: Weights) -> None:
 def _read_ours(file: Path) -> Weights:
     try:
         with safe_open(file, framework="pt") as content:
-            metadata = content.metadata() or {}
+            said = content.metadata() or {}
             tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118 - no iterator
     except SafetensorError as error:
         raise ValueError(f"{file} is neither safetensors nor a torch file, or is damaged: {error}") from None
-    if metadata.get("format") != "hstl-1":
-        raise ValueError(f"{file} is safetensors, but not of an HSTL network (metadata {metadata}); convert it first")
-    step = metadata.get("step")
+    if said.get("format") != "hstl-1":
+        raise ValueError(f"{file} is safetensors, but not of an HSTL network (metadata {said}); convert it first")
+    step = said.get("step")
     return Weights(
         path=file,
         tensors=tensors,
         released=False,
-        variant=metadata["variant"],
-        num_classes=int(metadata["num_classes"]),
+        variant=said["variant"],
+        num_classes=int(said["num_classes"]),
         step=None if step is None else int(step),
     )
 

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from pipeline.model.hub import HubMixin
 from pipeline.model.layers import ARME, ASTP, FTA, GeM, GlobalBatchNorm, PartLinear, repeat_short
 from pipeline.model.variants import ROWS, VARIANTS, Variant
 
@@ -22,7 +23,7 @@ class HSTLOutput(NamedTuple):
     """`[n, parts, classes]`, one score a training subject and part."""
 
 
-class HSTL(nn.Module):
+class HSTL(nn.Module, HubMixin):
     """Part vectors of a walk at several levels of the body, from silhouettes.
 
     Input: float `[n, frames, 64, width]` in [0, 1], at least 1 frame; 44 wide in every published result.

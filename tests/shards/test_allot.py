@@ -24,7 +24,7 @@ def shards_of(sequences: list[RawSequence], shard_bytes: int = 50_000) -> list[S
 @given(
     st.dictionaries(st.sampled_from(NAMES[:35]), st.integers(1, 6), min_size=1),
     st.randoms(),
-    st.integers(1, 10**6),
+    st.integers(9_000, 10**6),  # the largest subject weighs 33,600
 )
 def test_every_sequence_once_subjects_whole_order_of_finding_irrelevant(sizes, random, shard_bytes) -> None:
     sequences = [sequence(s, f"{v:03d}") for s, num_views in sizes.items() for v in range(num_views)]
@@ -47,6 +47,16 @@ def test_names_and_order() -> None:
     ]
     order = [s.subject for plan in plans if plan.split == "train" for s in plan.sequences]
     assert order != sorted(order)
+
+
+def test_a_subject_far_larger_than_a_shard_goes_on_over_several() -> None:
+    probes = [sequence("020", f"{i:05d}") for i in range(100)]
+    plans = shards_of([*probes, sequence("021"), sequence("001")], shard_bytes=50_000)
+    tests = [plan for plan in plans if plan.split == "test"]
+    assert len(tests) > 10
+    assert sorted(s for plan in tests for s in plan.sequences) == [*probes, sequence("021")]
+    for plan in tests:
+        assert sum(BYTES_PER_FRAME * s.num_raw_frames + BYTES_PER_SEQUENCE for s in plan.sequences) <= 50_000
 
 
 def test_digest_follows_content() -> None:

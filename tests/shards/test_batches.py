@@ -12,7 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import shards
-from shards.batches import Batches, SubjectTable, choose_frames, draw, plan
+from shards.batches import (
+    Batches,
+    SubjectTable,
+    _subject_order,
+    _subjects_of_step,
+    choose_frames,
+    draw,
+    plan,
+)
 from shards.silhouettes import cut
 
 SIZES = st.lists(st.integers(1, 12), min_size=2, max_size=12)
@@ -46,10 +54,37 @@ def test_a_batch_is_p_subjects_of_k_sequences(sizes, P, K, seed, step, data) -> 
 def test_an_epoch_deals_out_every_subject_once(sizes, P, seed) -> None:
     P = min(P, len(sizes))
     table = SubjectTable.of(table_of(sizes), "train")
-    steps = len(sizes) // P
-    for epoch in range(3):
-        labels = np.concatenate([draw(table, P, 1, seed, epoch * steps + step)[1] for step in range(steps)])
-        assert len(set(labels)) == len(labels) == steps * P
+    stream = np.concatenate([draw(table, P, 1, seed, step)[1] for step in range(3 * len(sizes))])
+    for epoch in stream.reshape(-1, len(sizes)):
+        assert sorted(epoch) == list(range(len(sizes)))
+
+
+@given(st.integers(1, 90), st.integers(1, 40), st.integers(0, 1000), st.integers(0, 1000))
+@settings(max_examples=60, deadline=None)
+def test_no_subject_comes_twice_in_a_batch_or_more_often_than_another(num_subjects, P, seed, start) -> None:
+    P = min(P, num_subjects)
+    counts = np.zeros(num_subjects, int)
+    for step in range(120):
+        batch = _subjects_of_step(num_subjects, P, seed, step)
+        assert len(set(batch.tolist())) == P
+        counts[batch] += 1
+        assert counts.max() - counts.min() <= 1
+    _subject_order.cache_clear()  # from any start, knowing nothing of the steps before
+    np.testing.assert_array_equal(_subjects_of_step(num_subjects, P, seed, 119), batch)
+    far = np.concatenate(
+        [_subjects_of_step(num_subjects, P, seed, start + step) for step in range(num_subjects)]
+    )
+    assert (np.bincount(far) == P).all() or start * P % num_subjects  # whole epochs, when begun with one
+    assert np.ptp(np.bincount(far, minlength=num_subjects)) <= 2
+
+
+def test_subjects_stand_anywhere_in_an_epoch() -> None:
+    """The repair at an epoch's start must not show: every subject comes everywhere equally often."""
+    places = np.zeros((7, 7))
+    for seed in range(700):
+        for epoch in range(3):
+            places[_subject_order(7, 3, seed, epoch), np.arange(7)] += 1
+    assert np.abs(places / 300 - 1).max() < 0.25
 
 
 def test_subjects_and_sequences_come_equally_often_in_the_long_run() -> None:
@@ -57,10 +92,7 @@ def test_subjects_and_sequences_come_equally_often_in_the_long_run() -> None:
     rows, labels = map(
         np.concatenate, zip(*(draw(table, 4, 2, 1, step) for step in range(3_000)), strict=True)
     )
-    subjects = np.bincount(labels) / (
-        2 * 3_000 * 0.4
-    )  # two of ten subjects sit out each epoch, others each time
-    assert np.abs(subjects - 1).max() < 0.06
+    assert (np.bincount(labels) == 2 * 3_000 * 4 // 10).all()
     sequences = np.bincount(rows, minlength=65)[table.rows] / (3_000 * 0.4 * 2 / 6)
     assert np.abs(sequences - 1).max() < 0.2
 
@@ -83,8 +115,10 @@ def test_table_by_hand() -> None:
 @given(st.integers(1, 200), st.integers(1, 40), st.integers(0, 10), st.integers(0, 1000))
 @settings(max_examples=200, deadline=None)
 def test_frames_are_sorted_within_a_window_of_the_repeated_sequence(num_frames, frames, skip, seed) -> None:
-    chosen = choose_frames(num_frames, frames, skip, np.random.default_rng(seed))
-    assert chosen.shape == (frames,) and chosen.min() >= 0 and chosen.max() < num_frames
+    several = choose_frames(np.array([num_frames, 7, num_frames]), frames, skip, np.random.default_rng(seed))
+    assert several.shape == (3, frames)
+    chosen = several[2]
+    assert chosen.min() >= 0 and chosen.max() < num_frames
     steps = np.diff(chosen) % num_frames  # how far time moves on, where the sequence repeats too
     assert steps.sum() <= frames + skip - 1
     if num_frames >= frames + skip:
@@ -95,9 +129,9 @@ def test_frames_are_sorted_within_a_window_of_the_repeated_sequence(num_frames, 
 
 def test_every_window_is_possible() -> None:
     generator = np.random.default_rng(0)
-    starts = {choose_frames(12, 10, 0, generator)[0] for _ in range(200)}
+    starts = set(choose_frames(np.full(200, 12), 10, 0, generator)[:, 0])
     assert starts == {0, 1, 2}
-    frames = {tuple(choose_frames(4, 2, 1, generator)) for _ in range(500)}
+    frames = set(map(tuple, choose_frames(np.full(500, 4), 2, 1, generator)))
     assert frames == {(0, 1), (0, 2), (1, 2), (1, 3), (2, 3)}
 
 

@@ -139,10 +139,13 @@ def test_a_folder_of_other_things_is_left_alone(raw: Path, partition: Path, tmp_
         ({"layout": "casia"}, ValueError, "layout 'casia' is not known"),
         ({"source": "nowhere"}, FileNotFoundError, "source nowhere does not exist"),
         (
-            {"to": "s3://bucket/set"},
+            {"to": "https://host/set"},
             ValueError,
-            "s3://bucket/set: this version reads and writes local folders only",
+            "https://host/set: shards are read by http, not written",
         ),
+        ({"to": "ftp://host/set"}, ValueError, "ftp:// is no known kind of storage"),
+        ({"to": "s3:///set"}, ValueError, "s3:///set names no bucket"),
+        ({"layout": "opengait"}, ValueError, "opengait brings no partition of its own"),
         ({"partition": "nobody"}, ValueError, "'nobody' is neither a known name"),
         ({"workers": 0}, ValueError, "workers must be at least 1, it is 0"),
         ({"shard_size_mb": 0}, ValueError, "shard size must be above 0 MB"),
@@ -200,7 +203,7 @@ def test_a_pack_by_another_plan_is_not_mixed_in(
     raw: Path, packed: Path, partition: Path, tmp_path: Path
 ) -> None:
     to = tmp_path / "set"
-    pack_small(raw, to, partition, shard_size_mb=0.001)
+    pack_small(raw, to, partition, shard_size_mb=0.008)
     assert len(list(to.glob("*.tar"))) == 8
     (to / "shards.json").unlink()
     (to / ".packing").mkdir()

@@ -45,5 +45,28 @@ def test_mistakes(text: str, message: str) -> None:
 
 
 def test_unknown_name() -> None:
-    with pytest.raises(ValueError, match=r"'casia-c' is neither a known name \(casia-b, gait3d, grew, oumvlp\) nor a file"):
+    with pytest.raises(
+        ValueError, match=r"'casia-c' is neither a known name \(casia-b, gait3d, grew, oumvlp\) nor a file"
+    ):
         partition.load("casia-c")
+
+
+def test_published_json(tmp_path: Path) -> None:
+    path = tmp_path / "Gait3D.json"
+    path.write_text(
+        '{"TRAIN_SET": ["0000"], "TEST_SET": [ "0002" ], "PROBE_SET": ["0002-camid33_videoid2-seq0"]}'
+    )
+    found = partition.load(path)
+    assert (found.train, found.test) == ({"0000"}, {"0002"})
+    assert found.probes == {"0002-camid33_videoid2-seq0"}
+    path.write_text('{"TRAIN_SET": ["0000"]}')
+    with pytest.raises(ValueError, match="or TRAIN_SET and TEST_SET"):
+        partition.load(path)
+
+
+def test_grew_keeps_equal_numbers_apart() -> None:
+    grew = partition.load("grew")
+    assert len(grew.train) == 20_000 and len(grew.test - {"probe"}) == 6_000
+    assert [grew.split_of(s) for s in ("00001train", "00001", "probe", "06001", "20001train")] == [
+        "train", "test", "test", None, None,
+    ]  # fmt: skip
