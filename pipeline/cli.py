@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from pipeline.world import USER_MISTAKES
+from pipeline.world import USER_MISTAKES, is_users_mistake
 
 app = typer.Typer(
     name="hstl",
@@ -30,6 +30,8 @@ def _mistakes_explained() -> Iterator[None]:
     try:
         yield
     except USER_MISTAKES as error:
+        if not is_users_mistake(error):
+            raise
         Console(stderr=True).print(f"[bold red]error:[/] {_escape(str(error))}", soft_wrap=True)
         raise typer.Exit(2) from None
 
@@ -121,6 +123,41 @@ def report(run: Annotated[Path, typer.Argument(help="folder of a run")]) -> None
         shard_set = shards.open(json.loads(results.read_text())["data"]["url"]) if results.is_file() else None
         page = write_report(run, shard_set)
     out.print(f"report: {page}")
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="released .pt, our safetensors, a checkpoint or a run")],
+    to: Annotated[Path, typer.Argument(metavar="OUT", help=".pt (as released) or .safetensors (ours)")],
+    recipe: Annotated[Path, typer.Option(help="recipe that says the variant, which released files do not")],
+) -> None:
+    """Rewrite a released checkpoint as ours, or ours as released."""
+    from pipeline.checkpoint.convert import convert as convert_weights
+    from pipeline.recipe import load
+
+    with _mistakes_explained():
+        network = convert_weights(source, to, load(recipe).network.variant)
+        out.print(f"{to}: {network.variant.name}, {network.variant.parts} parts, {network.num_classes} classes")
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="a run, a checkpoint or a weights file")],
+    to: Annotated[Path, typer.Argument(metavar="OUT", help="a file ending in .onnx, or a folder for from_pretrained")],
+    recipe: Annotated[Path | None, typer.Option(help="recipe of the variant, for released files")] = None,
+) -> None:
+    """Write a network as ONNX, or as a folder for `HSTL.from_pretrained` and the hub."""
+    from pipeline.checkpoint import read_weights, to_network
+    from pipeline.checkpoint.convert import export_onnx, export_pretrained
+    from pipeline.recipe import load
+
+    with _mistakes_explained():
+        network = to_network(read_weights(checkpoint), load(recipe).network.variant if recipe else None)
+        if to.suffix == ".onnx":
+            export_onnx(network, to)
+        else:
+            export_pretrained(network, to, checkpoint if (checkpoint / "recipe.yaml").is_file() else None)
+        out.print(f"written: {to}")
 
 
 if __name__ == "__main__":

@@ -169,7 +169,7 @@ class _Loader(yaml.SafeLoader):
     """YAML as people write it: `1e-4` is a number (YAML 1.1 has it a string), a key stands once."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        keys = [self.construct_object(key) for key, _ in node.value]
         if twice := {key for key in keys if keys.count(key) > 1}:
             line = node.start_mark.line + 1
             raise RecipeError(f"{self.name}: {sorted(map(str, twice))} twice in the section at line {line}; keep one")

@@ -18,7 +18,6 @@ from pipeline.model.global_batch import gather
 from pipeline.recipe import Loss, Optimizer, Recipe, Schedule, dump, load
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
 
     from shards import Batches, ShardSet
 
@@ -52,6 +51,8 @@ def train(recipe: Recipe) -> Path:
     if (newest := checkpoint.latest(run)) is not None:
         step = start = checkpoint.resume(accelerator, newest, recipe, shard_set.fingerprint)
         accelerator.print(f"resumed {newest} at step {start} of {recipe.train.steps}")
+    if accelerator.is_main_process:
+        (run / "recipe.yaml").write_text(dump(recipe))  # only now: a refused resume must not change the run
 
     with Watch(accelerator, recipe, run, start) as watch:
         arriving = stream(batches, start, recipe, accelerator.device)
@@ -96,18 +97,17 @@ def open_batches(shard_set: "ShardSet", recipe: Recipe) -> "Batches":
 
 
 def open_run(recipe: Recipe) -> Path:
-    """Makes or finds the run's folder and freezes the resolved recipe in it; raises FileExistsError on other content."""
+    """Makes or finds the run's folder; a new one keeps the resolved recipe. FileExistsError: it is no run's."""
     run = Path(recipe.run or f"runs/{recipe.name}/{datetime.now():%Y%m%d-%H%M%S}")
     if run.is_dir() and any(run.iterdir()) and not (run / "recipe.yaml").is_file():
         raise FileExistsError(f"{run} exists and is not a run (it has no recipe.yaml); give another `run`")
     run.mkdir(parents=True, exist_ok=True)
-    (run / "recipe.yaml").write_text(dump(recipe))
+    if not (run / "recipe.yaml").exists():
+        (run / "recipe.yaml").write_text(dump(recipe))
     return run
 
 
-def stream(
-    batches: "Batches", start: int, recipe: Recipe, device: torch.device
-) -> Iterator[dict[str, Tensor]]:
+def stream(batches: "Batches", start: int, recipe: Recipe, device: torch.device) -> Iterator[dict[str, Tensor]]:
     """Batches from step `start` to the recipe's last, in order, prepared ahead by worker processes."""
     loader: DataLoader[dict[str, Tensor]] = DataLoader(
         batches,

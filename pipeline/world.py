@@ -2,7 +2,9 @@
 
 import os
 import sys
+import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,7 +25,8 @@ def start(rank_batch_size: int = 1) -> "Accelerator":
     if on_cpu and _under_deepspeed():
         _without_compiled_collectives()
     accelerator = Accelerator(
-        kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")] if on_cpu else [],
+        # With a backend named, Accelerate believes in a process group even where no launcher made one.
+        kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")] if on_cpu and "WORLD_SIZE" in os.environ else [],
         # The schedule is a function of the step (pipeline.train.learning_rate); nothing may step it besides.
         step_scheduler_with_optimizer=False,
     )
@@ -51,16 +54,30 @@ def agree(accelerator: "Accelerator", choose: Callable[[], Any]) -> Any:
     """What the main process chose, on every process."""
     from accelerate.utils import broadcast_object_list
 
+    if accelerator.num_processes == 1:
+        return choose()
     chosen = [choose() if accelerator.is_main_process else None]
     return broadcast_object_list(chosen)[0]
 
 
+def is_users_mistake(error: Exception) -> bool:
+    """Whether the error was raised by our own code to name a place, a value and a remedy; else it is a fault."""
+    raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+    ours = Path(__file__).parents[1]
+    return isinstance(error, USER_MISTAKES) and any(raised_in.is_relative_to(ours / p) for p in ("pipeline", "shards"))
+
+
 def leave_with(error: Exception) -> None:
-    """Ends the process over a mistake of the user's: the message, from one process a job, and no traceback."""
+    """Ends the process over a mistake of the user's: the message, from one process a job, and no traceback.
+
+    Any other error is raised again, whole.
+    """
+    if not is_users_mistake(error):
+        raise error
     if os.environ.get("RANK", "0") == "0":
         print(f"\nerror: {error}\n", file=sys.stderr, flush=True)
     sys.exit(2)
 
 
 USER_MISTAKES = (ValueError, FileNotFoundError, FileExistsError)
-"""What `main` functions turn into a message: the errors that name a place, a value and a remedy."""
+"""Errors that, raised by our own code, end in their message."""

@@ -1,4 +1,4 @@
-"""Whole shards in parallel, on processes that share counters with this one."""
+"""Tasks of one kind on processes, with counters of what is done and results as they come."""
 
 import multiprocessing
 import os
@@ -6,103 +6,93 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 
-from shards.allot import ShardPlan
-from shards.destination import Destination
-from shards.tar import FinishedShard, write_shard
-
 _POLL_SECONDS = 0.2
 
-# Shared with the workers: sequences done, raw frames done.
-_counters: Any = None
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+Count = Callable[[int, int], None]
+
+_counters: Any = None  # of a worker, shared with the process that started it
 
 
-@dataclass(frozen=True)
-class Job:
-    """What every shard of a pack is made from and for."""
-
-    layout: str
-    source: Path
-    destination: Destination
-
-    def make(self, plan: ShardPlan, on_sequence: Callable[[int], None]) -> FinishedShard:
-        return self.destination.make(
-            plan.name, lambda file: write_shard(plan, self.layout, self.source, file, on_sequence)
-        )
+def num_workers(workers: int | None) -> int:
+    """As many as there are cores this process may use, unless given. Raises ValueError for less than one."""
+    if workers is None:
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    if workers < 1:
+        raise ValueError(f"workers must be at least 1, it is {workers}.")
+    return workers
 
 
-def default_workers() -> int:
-    """The cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-
-
-def make_shards(
-    plans: Sequence[ShardPlan],
-    job: Job,
-    num_workers: int,
-    made: dict[str, FinishedShard],
-    show: Callable[[int, int], None],
+def run(
+    tasks: Sequence[Task],
+    work: Callable[[Task, Count], Result],
+    workers: int,
+    take: Callable[[Result], None],
+    show: Count,
 ) -> None:
-    """Make the shards and put them into `made` as they come, also those that were finished when one failed.
+    """`work(task, count)` for every task; `take` gets the results as they come, also of the tasks that were
+    still under way when one failed.
 
-    `show` is told (sequences, raw frames) done so far. Raises what the first failing shard raised;
-    RuntimeError when a worker died.
+    `work` adds to two counters by `count`, and `show` is told their sums. Raises what the first failing task
+    raised; RuntimeError when a worker died. Tasks, results and `work` go through pickle.
     """
-    if num_workers == 1 or len(plans) <= 1:
-        _make_here(plans, job, made, show)
+    if workers == 1 or len(tasks) <= 1:
+        _run_here(tasks, work, take, show)
         return
     # fork would copy whatever threads and handles the caller has, and obstore does not survive it.
     context = multiprocessing.get_context("forkserver")
     counters = context.Array("q", 2)
-    pool = ProcessPoolExecutor(min(num_workers, len(plans)), context, _start_worker, (counters,))
-    futures: list[Future[FinishedShard]] = []
+    # The fork server has the environment of when it was started, perhaps without today's credentials.
+    shared = (counters, dict(os.environ))
+    pool = ProcessPoolExecutor(min(workers, len(tasks)), context, _start_worker, shared)
+    waiting: set[Future[Result]] = set()
     try:
-        # Long shards first would be faster by a little; in order, a killed pack has its finished shards at
-        # the front.
-        futures = [pool.submit(_work, plan, job) for plan in plans]
-        waiting = set(futures)
+        # Long tasks first would be faster by a little; in order, a killed run has finished those in front.
+        waiting = {pool.submit(_work, work, task) for task in tasks}
         while waiting:
             done, waiting = wait(waiting, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
-            _take(done, made)
+            failed = [future for future in done if future.exception() is not None]
+            for future in done.difference(failed):
+                take(future.result())
             show(*counters[:])
+            for future in failed:
+                future.result()
     except BrokenProcessPool as error:
         raise RuntimeError(
-            "a packing worker died, most likely for want of memory: run the same command again with fewer "
-            "--workers; finished shards are kept."
+            "a worker died, most likely for want of memory: run the same command again with fewer --workers; "
+            "what is finished is kept."
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
-        _take({f for f in futures if f.done() and not f.cancelled() and f.exception() is None}, made)
+        for future in waiting:
+            if future.done() and not future.cancelled() and future.exception() is None:
+                take(future.result())
 
 
-def _take(done: set[Future[FinishedShard]], made: dict[str, FinishedShard]) -> None:
-    for future in done:
-        finished = future.result()
-        made[finished.name] = finished
-
-
-def _make_here(
-    plans: Sequence[ShardPlan], job: Job, made: dict[str, FinishedShard], show: Callable[[int, int], None]
+def _run_here(
+    tasks: Sequence[Task], work: Callable[[Task, Count], Result], take: Callable[[Result], None], show: Count
 ) -> None:
-    done = [0, 0]
+    sums = [0, 0]
 
-    def on_sequence(num_raw_frames: int) -> None:
-        done[0] += 1
-        done[1] += num_raw_frames
-        show(*done)
+    def count(first: int, second: int) -> None:
+        sums[0] += first
+        sums[1] += second
+        show(*sums)
 
-    for plan in plans:
-        made[plan.name] = job.make(plan, on_sequence)
+    for task in tasks:
+        take(work(task, count))
 
 
-def _start_worker(counters: Any) -> None:
+def _start_worker(counters: Any, environment: dict[str, str]) -> None:
     global _counters
     _counters = counters
+    os.environ.clear()
+    os.environ.update(environment)
     cv2.setNumThreads(0)  # the processes are the parallelism
     # A pool's workers outlive a killed parent, waiting for ever; this ends them.
     parent = multiprocessing.parent_process()
@@ -115,11 +105,11 @@ def _leave_with(parent: Any) -> None:
     os._exit(1)
 
 
-def _work(plan: ShardPlan, job: Job) -> FinishedShard:
-    return job.make(plan, _count_shared)
+def _work(work: Callable[[Task, Count], Result], task: Task) -> Result:
+    return work(task, _count)
 
 
-def _count_shared(num_raw_frames: int) -> None:
+def _count(first: int, second: int) -> None:
     with _counters.get_lock():
-        _counters[0] += 1
-        _counters[1] += num_raw_frames
+        _counters[0] += first
+        _counters[1] += second

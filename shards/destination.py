@@ -30,7 +30,8 @@ from shards.tar import FinishedShard
 
 WORKSHOP = ".packing"
 
-PATIENCE_SECONDS = 120.0  # with a store that does not answer, beyond the client's own retries
+PATIENCE_SECONDS = 120.0  # with a store that does not answer
+_NUM_RETRIES = 2  # of the client, each time
 _LONGEST_PAUSE = 10.0
 
 # An upload holds this many parts of this size in memory, a worker.
@@ -72,9 +73,7 @@ def at(to: str | Path) -> Destination:
     if not is_object_store(to):
         return LocalFolder(Path(to))
     if str(to).startswith("http"):
-        raise ValueError(
-            f"{to}: shards are read by http, not written; name a local folder, s3://, gs:// or az://."
-        )
+        raise ValueError(f"{to}: shards are read by http, not written; name a local folder, s3://, gs:// or az://.")
     connect(str(to))  # what is wrong with the URL is said at once
     return Bucket(str(to).rstrip("/"), PATIENCE_SECONDS)
 
@@ -91,9 +90,7 @@ def _already_packed(where: str) -> FileExistsError:
 
 
 def _other_things(where: str) -> FileExistsError:
-    return FileExistsError(
-        f"{where} holds other things than an unfinished pack: pack into a new or empty folder."
-    )
+    return FileExistsError(f"{where} holds other things than an unfinished pack: pack into a new or empty folder.")
 
 
 @dataclass(frozen=True)
@@ -121,9 +118,7 @@ class LocalFolder:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise FileExistsError(
-                    f"another process is packing into {self.url} right now: wait for it."
-                ) from None
+                raise FileExistsError(f"another process is packing into {self.url} right now: wait for it.") from None
             self.refuse_occupied()  # again: another pack may have committed since
             for torn in self._workshop.glob("*.part"):
                 torn.unlink()
@@ -170,7 +165,10 @@ class LocalFolder:
 @lru_cache
 def _store(url: str) -> Any:
     """One connection pool a process: obstore does not survive a fork, so it never travels to a worker."""
-    return connect(url)
+    return connect(url, _NUM_RETRIES)
+
+
+_held: set[Any] = set()  # tokens of the locks that this process holds; without network one may be left behind
 
 
 @dataclass(frozen=True)
@@ -199,7 +197,7 @@ class Bucket:
         if lock in listed:
             self._refuse_living(json.loads(self._get(lock)), listed)
         self._put(lock, json.dumps(me).encode())
-        self.refuse_occupied()
+        _held.add(me["token"])
         over = threading.Event()
 
         def beat() -> None:
@@ -210,10 +208,12 @@ class Bucket:
         heart = threading.Thread(target=beat, daemon=True)
         heart.start()
         try:
+            self.refuse_occupied()  # again: another pack may have committed since
             yield
         finally:
             over.set()
             heart.join()
+            _held.remove(me["token"])
             with suppress(OSError):
                 self._delete([lock])
 
@@ -222,7 +222,8 @@ class Bucket:
         age = (now - then).total_seconds()  # by the store's own clock
         if age > _ABANDONED_SECONDS:
             return
-        if holder["host"] == socket.gethostname() and not _is_alive(holder["pid"]):
+        mine = holder["pid"] == os.getpid() and holder["token"] not in _held
+        if holder["host"] == socket.gethostname() and (mine or not _is_alive(holder["pid"])):
             return
         raise FileExistsError(
             f"another process is packing into {self.url} right now (process {holder['pid']} on "

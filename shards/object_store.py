@@ -61,7 +61,6 @@ def connect(url: str, max_retries: int = NUM_RETRIES) -> Any:
     from obstore import store  # obstore is not fork-safe: a process that reads no object store never loads it
     from obstore.exceptions import BaseError
 
-    url = url.rstrip("/")
     if not is_object_store(url):
         raise ValueError(f"{url} is a local path, not an object store's URL.")
     scheme, host, path = (parts := urlsplit(url)).scheme, parts.netloc, parts.path
@@ -84,7 +83,7 @@ def connect(url: str, max_retries: int = NUM_RETRIES) -> Any:
     try:
         if scheme in {"http", "https"}:
             options["client_options"]["allow_http"] = scheme == "http"
-            return store.HTTPStore.from_url(url, **options)
+            return store.HTTPStore.from_url(url.rstrip("/"), **options)
         if scheme == "s3":
             settings: Any = s3_settings()
             options["client_options"]["allow_http"] = settings.get("endpoint", "").startswith("http://")

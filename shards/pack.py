@@ -9,9 +9,11 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -22,15 +24,14 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from shards import destination, index
+from shards import crew, destination, index
 from shards.allot import ShardPlan, allot
-from shards.crew import Job, default_workers, make_shards
-from shards.partition import Partition
+from shards.partition import SPLITS, Partition
 from shards.partition import load as load_partition
 from shards.silhouettes import HEIGHT, WIDTH
 from shards.skips import Skips
 from shards.sources import RawSequence, find_layout
-from shards.tar import FinishedShard
+from shards.tar import FinishedShard, write_shard
 
 DEFAULT_SHARD_MB = 32  # small enough that a node's cache fills evenly and eight workers share CASIA-B
 
@@ -56,7 +57,7 @@ class PackSummary:
     num_bytes: int
     splits: dict[str, dict[str, int]]  # split -> subjects, sequences, frames
     seconds: float
-    num_raw_frames: int  # read in this run
+    num_raw_frames: int  # read in this run; of pickles, as many as their size suggests
     skips: Skips = field(default_factory=Skips)
 
     @property
@@ -116,12 +117,10 @@ def pack(
     source, goal = Path(source), destination.at(to)
     chosen = find_layout(layout)
     if partition is None and chosen.partition is None:
-        raise ValueError(
-            f"layout {layout} brings no partition of its own: name one by --partition NAME|FILE."
-        )
+        raise ValueError(f"layout {layout} brings no partition of its own: name one by --partition NAME|FILE.")
     subjects = load_partition(partition or str(chosen.partition))
     name = layout if chosen.partition is not None else Path(subjects.name).stem.lower()
-    num_workers = _num_workers(workers)
+    num_workers = crew.num_workers(workers)
     if shard_size_mb <= 0:
         raise ValueError(f"shard size must be above 0 MB, it is {shard_size_mb}.")
     goal.refuse_occupied()  # before the source is listed, which may take minutes
@@ -133,7 +132,7 @@ def pack(
         missing = [plan for plan in plans if plan.name not in finished]
         try:
             with _progress(progress) as bar:
-                _make(missing, Job(layout, source, goal), num_workers, finished, bar)
+                _make(missing, _Job(layout, source, goal), num_workers, finished, bar)
             for plan in plans:
                 skips.merge(finished[plan.name].skips)
             in_order = [finished[plan.name] for plan in plans]
@@ -144,14 +143,6 @@ def pack(
     summary.num_raw_frames = sum(sequence.num_raw_frames for plan in missing for sequence in plan.sequences)
     summary.seconds = time.perf_counter() - started
     return summary
-
-
-def _num_workers(workers: int | None) -> int:
-    if workers is None:
-        return default_workers()
-    if workers < 1:
-        raise ValueError(f"workers must be at least 1, it is {workers}.")
-    return workers
 
 
 def _plan(
@@ -170,9 +161,22 @@ def _plan(
     return plans, skips
 
 
-def _make(
-    plans: list[ShardPlan], job: Job, num_workers: int, made: dict[str, FinishedShard], bar: Progress
-) -> None:
+@dataclass(frozen=True)
+class _Job:
+    """Makes a shard by its plan, here or in another process."""
+
+    layout: str
+    source: Path
+    goal: destination.Destination
+
+    def __call__(self, plan: ShardPlan, count: crew.Count) -> FinishedShard:
+        return self.goal.make(
+            plan.name, lambda file: write_shard(plan, self.layout, self.source, file, partial(count, 1))
+        )
+
+
+def _make(plans: list[ShardPlan], job: _Job, num_workers: int, made: dict[str, FinishedShard], bar: Progress) -> None:
+    """Make the shards, whole shards in parallel, and put them into `made` as they come."""
     task = bar.add_task("packing", total=sum(len(plan.sequences) for plan in plans), rate="")
     started = time.perf_counter()
 
@@ -180,7 +184,7 @@ def _make(
         rate = num_frames / max(time.perf_counter() - started, 1e-9)
         bar.update(task, completed=num_sequences, rate=f"{rate:,.0f} frames/s")
 
-    make_shards(plans, job, num_workers, made, show)
+    crew.run(plans, job, num_workers, lambda finished: made.update({finished.name: finished}), show)
 
 
 def _stopped(error: OSError, to: str, num_finished: int, num_shards: int) -> PackStoppedError:
@@ -191,9 +195,9 @@ def _stopped(error: OSError, to: str, num_finished: int, num_shards: int) -> Pac
     elif error.errno == errno.EFBIG:
         why, remedy = "a file may not grow any larger here", "raise the limit (ulimit -f)"
     elif isinstance(error, ConnectionError):
-        why, remedy = str(error), "wait for the network"
+        why, remedy = str(error).rstrip("."), "wait for the network"
     else:
-        why, remedy = str(error), "correct this"
+        why, remedy = str(error).rstrip("."), "correct this"
     stopped = PackStoppedError(
         f"packing into {to} stopped: {why}. {num_finished} of {num_shards} shards are finished and kept: "
         f"{remedy}, then run the same command again."
@@ -206,11 +210,15 @@ def _commit(
     finished: list[FinishedShard], name: str, partition: str, goal: destination.Destination, skips: Skips
 ) -> PackSummary:
     """Write the index, the report, and last `shards.json`. A shard left without a sequence is taken away."""
-    rows = [row for shard in finished for row in shard.rows]
-    if not rows:
+    table = pa.concat_tables([shard.rows for shard in finished])
+    if table.num_rows == 0:
         raise ValueError(f"no sequence has a usable frame: {skips}.")
-    encoded = index.encode_index(rows)
-    shards = tuple(index.Shard(s.name, s.num_bytes, s.sha256, len(s.rows)) for s in finished if s.rows)
+    encoded = index.encode_index(table)
+    shards = tuple(
+        index.Shard(shard.name, shard.num_bytes, shard.sha256, shard.rows.num_rows)
+        for shard in finished
+        if shard.rows.num_rows
+    )
     manifest = index.Manifest(name, HEIGHT, WIDTH, shards, index.fingerprint(encoded))
     summary = PackSummary(
         name=name,
@@ -220,7 +228,7 @@ def _commit(
         num_shards=len(shards),
         num_shards_kept=0,
         num_bytes=sum(shard.bytes for shard in shards),
-        splits=_count_splits(rows),
+        splits=_count_splits(table),
         seconds=0.0,
         num_raw_frames=0,
         skips=skips,
@@ -233,17 +241,17 @@ def _commit(
     return summary
 
 
-def _count_splits(rows: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
-    counts: dict[str, dict[str, int]] = {}
-    subjects: dict[str, set[str]] = {}
-    for row in rows:
-        split = counts.setdefault(row["split"], {"subjects": 0, "sequences": 0, "frames": 0})
-        split["sequences"] += 1
-        split["frames"] += row["frames"]
-        subjects.setdefault(row["split"], set()).add(row["subject"])
-    for name, members in subjects.items():
-        counts[name]["subjects"] = len(members)
-    return counts
+def _count_splits(table: pa.Table) -> dict[str, dict[str, int]]:
+    counted = table.group_by("split").aggregate([("subject", "count_distinct"), ("key", "count"), ("frames", "sum")])
+    counts = {
+        row["split"]: {
+            "subjects": row["subject_count_distinct"],
+            "sequences": row["key_count"],
+            "frames": row["frames_sum"],
+        }
+        for row in counted.to_pylist()
+    }
+    return {split: counts[split] for split in SPLITS if split in counts}
 
 
 def _progress(enabled: bool) -> Progress:

@@ -3,4 +3,14 @@
 from pipeline.checkpoint.training import latest, resume, save, versions
 from pipeline.checkpoint.weights import Weights, load_weights, read_weights, save_weights, to_network
 
-__all__ = ["Weights", "latest", "load_weights", "read_weights", "resume", "save", "save_weights", "to_network", "versions"]
+__all__ = [
+    "Weights",
+    "latest",
+    "load_weights",
+    "read_weights",
+    "resume",
+    "save",
+    "save_weights",
+    "to_network",
+    "versions",
+]

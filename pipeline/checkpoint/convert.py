@@ -25,9 +25,7 @@ def convert(source: str | Path, to: Path, variant: str) -> HSTL:
     weights = read_weights(source)
     network = to_network(weights, variant)
     if to.suffix == ".pt":
-        torch.save(
-            {"model": to_released(network.state_dict(), network.variant), "iteration": weights.step or 0}, to
-        )
+        torch.save({"model": to_released(network.state_dict(), network.variant), "iteration": weights.step or 0}, to)
     else:
         save_weights(to, network, network.state_dict(), weights.step)
     return network

@@ -1,10 +1,10 @@
 """The state of a training run, saved so that an interruption at any instant leaves a good one.
 
-    RUN/checkpoints/step-00000300/
-        model.safetensors   the network, readable without DeepSpeed
-        training.json       step, fingerprint of the data, recipe, world, versions
-        state/              what Accelerate and DeepSpeed need to go on
-        COMPLETE            the marker, written last: a folder without it is not a checkpoint
+RUN/checkpoints/step-00000300/
+    model.safetensors   the network, readable without DeepSpeed
+    training.json       step, fingerprint of the data, recipe, world, versions
+    state/              what Accelerate and DeepSpeed need to go on
+    COMPLETE            the marker, written last: a folder without it is not a checkpoint
 """
 
 import json
@@ -25,7 +25,17 @@ if TYPE_CHECKING:
 
 DESCRIPTION = "training.json"
 
-FREE = {"steps", "save_every", "keep_last", "keep_every", "log_every", "workers", "micro_batch", "trackers", "allow_changes"}
+FREE = {
+    "steps",
+    "save_every",
+    "keep_last",
+    "keep_every",
+    "log_every",
+    "workers",
+    "micro_batch",
+    "trackers",
+    "allow_changes",
+}
 """Keys of the recipe's train section that change nothing that is learnt: a resumed run may have others."""
 
 
@@ -35,9 +45,7 @@ def latest(run: Path) -> Path | None:
     return complete[-1].parent if complete else None
 
 
-def save(
-    accelerator: "Accelerator", model: nn.Module, run: Path, step: int, recipe: Recipe, fingerprint: str
-) -> Path:
+def save(accelerator: "Accelerator", model: nn.Module, run: Path, step: int, recipe: Recipe, fingerprint: str) -> Path:
     """Writes the checkpoint of `step` under a temporary name, renames it, marks it; then prunes older ones.
 
     Every process must call it; only the main process's write of the marker makes it count.
@@ -120,9 +128,11 @@ def _differences(saved: dict[str, Any], asked: dict[str, Any]) -> list[str]:
         if not isinstance(before, dict):
             found.append(f"{section}: it was {before}, now it is {now}")
             continue
-        for key in sorted(before.keys() | now.keys()):
-            if before.get(key) != now.get(key) and not (section == "train" and key in FREE):
-                found.append(f"{section}.{key}: it was {before.get(key)}, now it is {now.get(key)}")
+        found += [
+            f"{section}.{key}: it was {before.get(key)}, now it is {now.get(key)}"
+            for key in sorted(before.keys() | now.keys())
+            if before.get(key) != now.get(key) and not (section == "train" and key in FREE)
+        ]
     return found
 
 

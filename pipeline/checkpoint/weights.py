@@ -102,7 +102,9 @@ def _fill(model: HSTL, weights: Weights) -> None:
 
 def _check_header(model: HSTL, weights: Weights) -> None:
     if weights.variant != model.variant.name:
-        raise ValueError(f"weights of variant {weights.variant!r} do not fit a network of variant {model.variant.name!r}")
+        raise ValueError(
+            f"weights of variant {weights.variant!r} do not fit a network of variant {model.variant.name!r}"
+        )
     if weights.num_classes != model.num_classes:
         raise ValueError(
             f"weights trained on {weights.num_classes} subjects do not fit a network of {model.num_classes} classes; "

@@ -6,17 +6,25 @@ everything for near-duplicates. Here it is taken in fp64 about the mean vector o
 error is under 1e-14 of the squared lengths. The few pairs of part vectors whose squared distance is under
 `CANCELLED` of those lengths, where even that would show, are computed again from their differences.
 Every part's distance is then right to a relative 1e-8, and the mean over parts is rounded to fp32 once.
+(`pipeline.metrics.intervals` is the fast way to the same ranks, where only their order is asked for.)
 """
 
-from collections.abc import Iterator
+import mmap
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Literal
 
 import numpy as np
 import torch
 
+Metric = Literal["euclidean", "cosine"]
+"""Of part vectors: the length of their difference, or 1 less the cosine of the angle between them."""
+
 BLOCK_ELEMENTS = 1 << 24  # distances in one block: 64 MiB
-TILE = 2048  # a tile of fp64 squared distances takes 32 MiB; smaller ones spend their time in threads meeting
+TILE = 2048  # a tile of fp64 squared distances takes 32 MiB
 CANCELLED = 1e-6
-DIRECT_PAIRS = 1 << 14  # pairs computed from their differences at once
+DIRECT_PAIRS = 1 << 14  # pairs of part vectors computed from their differences at once
+PAIR_ELEMENTS = 1 << 22  # floats of the embeddings that `pairs` holds at once
 
 
 def blocks(
@@ -25,6 +33,7 @@ def blocks(
     gallery_rows: np.ndarray,
     device: str | torch.device = "cpu",
     block_elements: int = BLOCK_ELEMENTS,
+    metric: Metric = "euclidean",
 ) -> Iterator[tuple[slice, torch.Tensor]]:
     """Yield (slice of `probe_rows`, fp32 distances [that many, num_gallery] on `device`), first probes first.
 
@@ -33,49 +42,105 @@ def blocks(
     """
     device = torch.device(device)
     num_rows = max(1, block_elements // max(1, len(gallery_rows)))
-    centre = _mean(embeddings, gallery_rows).to(device)
+    centre = mean(embeddings, gallery_rows).to(device) if metric == "euclidean" else None
     for start in range(0, len(probe_rows), num_rows):
         rows = slice(start, min(start + num_rows, len(probe_rows)))
         out = torch.empty(rows.stop - start, len(gallery_rows), device=device)
         for i in range(start, rows.stop, TILE):
-            probes = _parts(embeddings[probe_rows[i : min(i + TILE, rows.stop)]], device)
+            probes = _parts(embeddings, probe_rows[i : min(i + TILE, rows.stop)], device)
             for j in range(0, len(gallery_rows), TILE):
-                gallery = _parts(embeddings[gallery_rows[j : j + TILE]], device)
+                gallery = _parts(embeddings, gallery_rows[j : j + TILE], device)
                 tile = _tile(probes, gallery, centre)
                 out[i - start : i - start + tile.shape[0], j : j + tile.shape[1]] = tile
         yield rows, out
 
 
-def distances(probes: np.ndarray, gallery: np.ndarray, device: str | torch.device = "cpu") -> torch.Tensor:
+def distances(
+    probes: np.ndarray, gallery: np.ndarray, device: str | torch.device = "cpu", metric: Metric = "euclidean"
+) -> torch.Tensor:
     """All at once, fp32 [n, m], for small sets: `probes` [n, parts, channels], `gallery` [m, parts,
     channels].
     """
     n, m = len(probes), len(gallery)
     out = torch.empty(n, m, device=device)
-    for rows, block in blocks(np.concatenate([probes, gallery]), np.arange(n), np.arange(n, n + m), device):
+    both = np.concatenate([probes, gallery])
+    for rows, block in blocks(both, np.arange(n), np.arange(n, n + m), device, metric=metric):
         out[rows] = block
     return out
 
 
-def _mean(embeddings: np.ndarray, rows: np.ndarray) -> torch.Tensor:
-    # In fp32: fp32 values less an fp32 centre are all but exact in fp64.
-    total = np.zeros(embeddings.shape[1:])
+def pairs(embeddings: np.ndarray, a: np.ndarray, b: np.ndarray) -> torch.Tensor:
+    """Euclidean distance of rows a [n] to rows b [n] of the embeddings, fp32 [n] on the CPU, from their differences.
+
+    Right to the last bit but for values that lie within 1e-15 of the middle between two fp32 numbers.
+    """
+    num_parts = embeddings.shape[1]
+    step = max(1, PAIR_ELEMENTS // max(1, num_parts * embeddings.shape[2]))
+    out = torch.empty(len(a))
+
+    def compute(start: int) -> None:
+        here = slice(start, start + step)
+        difference = take(embeddings, a[here]).double() - take(embeddings, b[here]).double()
+        out[here] = difference.square_().sum(2).sqrt_().sum(1) / num_parts
+
+    side_by_side(compute, range(0, len(a), step))
+    return out
+
+
+def take(embeddings: np.ndarray, rows: np.ndarray) -> torch.Tensor:
+    """A copy of some rows; pages of a memory-mapped file are given back at once, so that memory stays bounded."""
+    taken = torch.from_numpy(np.array(embeddings[rows]))
+    pages = getattr(embeddings, "_mmap", None)
+    if isinstance(pages, mmap.mmap) and getattr(embeddings, "mode", "c") != "c":
+        pages.madvise(mmap.MADV_DONTNEED)  # of a shared mapping: the file's content stays what it is
+    return taken
+
+
+def mean(embeddings: np.ndarray, rows: np.ndarray) -> torch.Tensor:
+    """The mean of some rows, fp64 [parts, channels], of values that fp32 knows."""
+    # fp32 values less an fp32 centre are all but exact in fp64.
+    total = torch.zeros(embeddings.shape[1:], dtype=torch.float64)
     for start in range(0, len(rows), TILE):
-        total += embeddings[rows[start : start + TILE]].sum(0, dtype=np.float64)
-    return torch.from_numpy(total / max(1, len(rows))).float().double()
+        total += take(embeddings, rows[start : start + TILE]).sum(0, dtype=torch.float64)
+    return (total / max(1, len(rows))).float().double()
 
 
-def _parts(embeddings: np.ndarray, device: torch.device) -> torch.Tensor:
+def side_by_side(work: Callable[[int], None], items: Iterable[int]) -> None:
+    """`work` on every item, by as many threads as torch has, each computing alone.
+
+    Threads that wait for one another in every operation are slow as soon as somebody else needs a core, too.
+    """
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(num_threads) as pool:
+            for _ in pool.map(work, items):
+                pass
+    finally:
+        torch.set_num_threads(num_threads)
+
+
+def _parts(embeddings: np.ndarray, rows: np.ndarray, device: torch.device) -> torch.Tensor:
     """[parts, rows, channels]: each part's vectors side by side."""
-    return torch.from_numpy(embeddings).to(device).transpose(0, 1)
+    return take(embeddings, rows).to(device).transpose(0, 1)
 
 
-def _tile(probes: torch.Tensor, gallery: torch.Tensor, centre: torch.Tensor) -> torch.Tensor:
-    """fp64 [rows, columns] from `probes` [parts, rows, channels] and `gallery` [parts, columns, channels]."""
+def _tile(probes: torch.Tensor, gallery: torch.Tensor, centre: torch.Tensor | None) -> torch.Tensor:
+    """fp64 [rows, columns] from `probes` [parts, rows, channels] and `gallery` [parts, columns, channels].
+
+    Euclidean about `centre` [parts, channels]; without one, cosine: half the squared distance of the unit vectors.
+    """
     total = torch.zeros(probes.shape[1], gallery.shape[1], dtype=torch.float64, device=probes.device)
-    for a, b, middle in zip(probes, gallery, centre, strict=True):
-        total += _squared(a.double() - middle, b.double() - middle).sqrt_()
-    return total / len(centre)
+    for part, (a, b) in enumerate(zip(probes.double(), gallery.double(), strict=True)):
+        if centre is None:
+            total += _squared(_unit(a), _unit(b)) / 2
+        else:
+            total += _squared(a - centre[part], b - centre[part]).sqrt_()
+    return total / len(probes)
+
+
+def _unit(vectors: torch.Tensor) -> torch.Tensor:
+    return vectors / vectors.norm(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
 
 
 def _squared(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -87,7 +152,7 @@ def _squared(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     squared = left @ right.T
     if squared.numel() and squared.amin() < CANCELLED * (a_squared.amax() + b_squared.amax()):
         near = squared < CANCELLED * (a_squared[:, None] + b_squared[None, :])
-        for pairs in near.nonzero().split(DIRECT_PAIRS):
-            i, j = pairs.unbind(1)
+        for close in near.nonzero().split(DIRECT_PAIRS):
+            i, j = close.unbind(1)
             squared[i, j] = (a[i] - b[j]).square().sum(1)
     return squared.clamp_min_(0)

@@ -21,9 +21,13 @@ LAST = torch.iinfo(torch.int64).max  # key of nobody: after every other
 
 def keys(distances: torch.Tensor) -> torch.Tensor:
     """int64 keys [n, m] of fp32 distances [n, m] >= 0, ordered as (distance, gallery position)."""
+    return key(distances, torch.arange(distances.shape[1], device=distances.device))
+
+
+def key(distances: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """int64 keys of fp32 distances >= 0 at int64 positions that fit 32 bits, ordered as (distance, position)."""
     # The bits of non-negative floats order as the floats do; adding 0 makes a negative zero positive.
-    bits = (distances.float() + 0.0).contiguous().view(torch.int32).long()
-    return (bits << 32) | torch.arange(distances.shape[1], device=distances.device)
+    return ((distances.float() + 0.0).contiguous().view(torch.int32).long() << 32) | positions
 
 
 def position_of(keys: torch.Tensor) -> torch.Tensor:

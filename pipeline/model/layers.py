@@ -130,7 +130,7 @@ class FTA(nn.Module):
 
 
 class PartLinear(nn.Module):
-    """A linear layer of its own for each part, no bias: `[n, p, c_in] -> [n, p, c_out]`; `weight` `[p, c_in, c_out]`."""
+    """A linear layer of its own for each part, no bias: `[n, p, c_in] -> [n, p, c_out]`; `weight [p, c_in, c_out]`."""
 
     def __init__(self, parts: int, in_features: int, out_features: int) -> None:
         super().__init__()

@@ -24,7 +24,7 @@ def places(variant: Variant) -> dict[str, Place]:
         for i in range(len(level.widths)):
             for r in range(len(level.regions)):
                 names[f"arme{number + 1}.{i}.conv3d.{r}.conv3d.weight"] = (f"arme.{number}.{i}.weight", (r,))
-    pools = [((ROWS,), variant.stem[-1], "astp1", "astp.0")]
+    pools: list[tuple[tuple[int, ...], int, str, str]] = [((ROWS,), variant.stem[-1], "astp1", "astp.0")]
     pools += [
         (level.regions, level.widths[-1], f"astp{number + 1}", f"astp.{number}")
         for number, level in enumerate(variant.levels, start=1)

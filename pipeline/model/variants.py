@@ -53,9 +53,7 @@ class Variant:
                     f"but the features have {self.rows}; make them sum to {self.rows}"
                 )
         if self.rows % self.strips:
-            raise ValueError(
-                f"variant {self.name!r}: {self.strips} strips do not divide {self.rows} rows evenly"
-            )
+            raise ValueError(f"variant {self.name!r}: {self.strips} strips do not divide {self.rows} rows evenly")
 
 
 def _casia_b(name: str, strips: int) -> Variant:

@@ -18,12 +18,12 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from io import BufferedRandom
 from pathlib import Path
 from typing import BinaryIO
 
-from shards.index import Manifest
+from shards.index import Manifest, Shard
 
 FOLDER_VARIABLE = "HSTL_CACHE"
 LIMIT_VARIABLE = "HSTL_CACHE_GB"
@@ -70,7 +70,8 @@ class NodeCache:
         self.folder = root / manifest.index_sha256
         self._shards = {shard.name: shard for shard in manifest.shards}
         self._in_use = self._enter()
-        self._opened = lru_cache(NUM_OPEN_SHARDS)(self._open)
+        # Of no method of this object: a cycle would hold the set in use until the next garbage collection.
+        self._opened = lru_cache(NUM_OPEN_SHARDS)(partial(_open_shard, self.folder, self._shards))
         for part in self.folder.glob(f"*{_PART}"):
             with _locked(part, wait=False) as held:
                 if held:
@@ -127,14 +128,6 @@ class NodeCache:
             part.replace(path)
         return True
 
-    def _open(self, name: str) -> BinaryIO:
-        file = (self.folder / name).open("rb", buffering=0)
-        if os.fstat(file.fileno()).st_size != self._shards[name].bytes:
-            file.close()
-            self.drop(name)
-            raise FileNotFoundError(name)
-        return file
-
     def _enter(self) -> BinaryIO:
         """Hold the set in use until this object goes; the time of the file says when it was last."""
         while True:
@@ -185,6 +178,15 @@ class NodeCache:
                 in_use.unlink()
                 in_use.parent.rmdir()
         return freed
+
+
+def _open_shard(folder: Path, shards: dict[str, Shard], name: str) -> BinaryIO:
+    file = (folder / name).open("rb", buffering=0)
+    if os.fstat(file.fileno()).st_size != shards[name].bytes:
+        file.close()
+        (folder / name).unlink(missing_ok=True)
+        raise FileNotFoundError(name)
+    return file
 
 
 @contextmanager

@@ -38,9 +38,7 @@ class CachedStore:
         arriving = self.remote.read_ranges(missing) if missing else iter(())
         return self._in_turn(wanted, here, arriving)
 
-    def _in_turn(
-        self, wanted: Sequence[Range], here: dict[str, bool], arriving: Iterator[Buffer]
-    ) -> Iterator[Buffer]:
+    def _in_turn(self, wanted: Sequence[Range], here: dict[str, bool], arriving: Iterator[Buffer]) -> Iterator[Buffer]:
         for item in wanted:
             if not here[item.name]:
                 yield next(arriving)

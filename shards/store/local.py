@@ -30,6 +30,8 @@ class LocalStore:
         """All bytes of a file. Raises FileNotFoundError."""
         return (self.folder / name).read_bytes()
 
+    read_unchecked_file = read_file
+
     def read_range(self, name: str, offset: int, size: int) -> bytes:
         """`size` bytes from `offset`, fewer where the file ends. Raises FileNotFoundError."""
         file = self._opened(name)  # named, so that it cannot close before the read returns

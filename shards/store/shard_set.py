@@ -1,7 +1,6 @@
 """A data set, opened: row numbers -> silhouettes, every sequence checked against the index."""
 
 import tempfile
-import zlib
 from collections.abc import Iterator, Sequence
 from os import getuid
 from pathlib import Path
@@ -23,6 +22,7 @@ from shards.store.statistics import Statistics
 
 # Above this the index is decoded once a machine and mapped by all processes: a million rows are 95 MB.
 ROWS_TO_MAP = 100_000
+REREADS = 3  # of a sequence whose sum is wrong
 
 
 class DamagedShardError(ValueError):
@@ -75,9 +75,7 @@ class ShardSet:
             _refuse_other(self.url, self.manifest, expected)
             self._store, sizes = local, local.sizes()
         if sizes is not None and (faults := table.check_sizes(self.manifest, sizes, self.url)):
-            raise ValueError(
-                f"the data set is not whole: {'; '.join(faults)}. Copy these again, or pack again."
-            )
+            raise ValueError(f"the data set is not whole: {'; '.join(faults)}. Copy these again, or pack again.")
         if folder is None and self.manifest.num_samples > ROWS_TO_MAP:
             folder = _own_temporary_folder()
         self.index: pa.Table = table.open_index(self.manifest, self._read_index, self.url, folder)
@@ -113,9 +111,7 @@ class ShardSet:
         if wanted.size == 0:
             return []
         if wanted.min() < 0 or wanted.max() >= len(self):
-            raise IndexError(
-                f"rows go from 0 to {len(self) - 1}, asked for {wanted.min()} to {wanted.max()}."
-            )
+            raise IndexError(f"rows go from 0 to {len(self) - 1}, asked for {wanted.min()} to {wanted.max()}.")
         # Rows of a shard stand in its order, so this reads each shard forwards.
         distinct, places = np.unique(wanted, return_inverse=True)
         sequences = self._read_distinct(distinct)
@@ -143,10 +139,11 @@ class ShardSet:
 
     def _read_again(self, row: int, where: Range, expected: int) -> bytes:
         """A passing fault of memory or network is not repeated, one of the shard is."""
-        self._statistics.add(rereads=1)
-        payload = self._store.read_again(where)
-        if (found := zlib.crc32(payload)) == expected:
-            return payload
+        for _ in range(REREADS):
+            self._statistics.add(rereads=1)
+            payload = self._store.read_again(where)
+            if (found := crc32(payload)) == expected:
+                return payload
         place = f"{self.url}/{where.name}: sequence {self.index['key'][row].as_py()}"
         if len(payload) < where.size:
             raise DamagedShardError(
@@ -201,12 +198,12 @@ def open(
     return ShardSet(url, cache, cache_gb, patience)
 
 
-def read_manifest(url: str, store: Any) -> table.Manifest:
+def read_manifest(url: str, store: LocalStore | RemoteStore) -> table.Manifest:
     """`shards.json` at `url`. Raises FileNotFoundError or ValueError as `open` does."""
     if isinstance(store, LocalStore) and not store.folder.is_dir():
         raise FileNotFoundError(f"{url} does not exist, or is no folder.")
     try:
-        data = store.read_file(table.MANIFEST_NAME)
+        data = store.read_unchecked_file(table.MANIFEST_NAME)
     except FileNotFoundError as error:
         if "there is no bucket" in str(error):
             raise
@@ -217,8 +214,7 @@ def read_manifest(url: str, store: Any) -> table.Manifest:
 def _refuse_other(url: str, manifest: table.Manifest, expected: str | None) -> None:
     if expected is not None and manifest.index_sha256 != expected:
         raise ValueError(
-            f"{url} was replaced while in use: "
-            f"it had fingerprint {expected}, it now has {manifest.index_sha256}."
+            f"{url} was replaced while in use: it had fingerprint {expected}, it now has {manifest.index_sha256}."
         )
 
 

@@ -23,7 +23,18 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def packed(raw: Path) -> Path:
     (raw.parent / "partition.yaml").write_text("train: [001]\ntest: [002]\n")
     to = raw.parent / "shards"
-    code, output = hstl("pack", "--layout", "casia-b", "--source", raw, "--to", to, "--partition", raw.parent / "partition.yaml", "--quiet")
+    code, output = hstl(
+        "pack",
+        "--layout",
+        "casia-b",
+        "--source",
+        raw,
+        "--to",
+        to,
+        "--partition",
+        raw.parent / "partition.yaml",
+        "--quiet",
+    )
     assert code == 0, output
     return to
 
@@ -35,7 +46,9 @@ def test_walkers_refuse_a_folder_that_is_not_empty(raw: Path) -> None:
 
 def test_pack_refuses_a_finished_data_set(raw: Path, packed: Path) -> None:
     before = sorted(path.name for path in packed.iterdir())
-    code, output = hstl("pack", "--layout", "casia-b", "--source", raw, "--to", packed, "--partition", raw.parent / "partition.yaml")
+    code, output = hstl(
+        "pack", "--layout", "casia-b", "--source", raw, "--to", packed, "--partition", raw.parent / "partition.yaml"
+    )
     assert code == 2 and "shards.json" in output
     assert sorted(path.name for path in packed.iterdir()) == before
 

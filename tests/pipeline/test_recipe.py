@@ -10,7 +10,7 @@ from pipeline.recipe import Recipe, RecipeError, dump, load
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 DEMO = next(path for path in RECIPES if path.stem == "demo")
 
-# benchmarks' released configurations: P, K, frames, skip, kind, lr, decay, momentum, milestones, steps, scale, smoothing
+# the released configurations: P, K, frames, skip, kind, lr, decay, momentum, milestones, steps, scale, smoothing
 RELEASED = {
     "casia-b": (8, 8, 30, 0, "adam", 1e-4, 5e-4, 0.0, (70_000,), 90_000, 1.0, 0.0),
     "oumvlp": (32, 8, 30, 0, "sgd", 0.1, 5e-4, 0.9, (150_000, 200_000), 250_000, 1.0, 0.1),
@@ -49,7 +49,9 @@ def test_recipes_carry_the_released_figures(name: str) -> None:
 
 
 def test_overrides_take_yaml_values() -> None:
-    recipe = load(DEMO, ["train.steps=7", "optimizer.lr=1e-4", "schedule.milestones=[3, 5]", "run=x=y", "train.micro_batch=4"])
+    recipe = load(
+        DEMO, ["train.steps=7", "optimizer.lr=1e-4", "schedule.milestones=[3, 5]", "run=x=y", "train.micro_batch=4"]
+    )
     assert (recipe.train.steps, recipe.optimizer.lr, recipe.schedule.milestones) == (7, 1e-4, (3, 5))
     assert (recipe.run, recipe.train.micro_batch) == ("x=y", 4)
 

@@ -1,5 +1,5 @@
-"""A proxy between an S3 client and the server that does what networks and busy servers do. Signatures stay valid:
-the client signs the proxy's address, and requests pass unchanged.
+"""A proxy between an S3 client and the server that does what networks and busy servers do. Signatures stay
+valid: the client signs the proxy's address, and requests pass unchanged.
 
     with chaos(server.port) as proxy:
         client_endpoint = proxy.endpoint
@@ -24,7 +24,7 @@ _BLOCK = 65536
 
 @dataclass
 class Fault:
-    """Befalls an answer to a GET with `probability`, `times` times at most. seconds: of a latency or a stall."""
+    """Befalls an answer with `probability`, `times` times at most. seconds: of a latency or a stall."""
 
     probability: float = 1.0
     times: int = 10**9
@@ -33,7 +33,7 @@ class Fault:
 
 @dataclass
 class Proxy:
-    """requests: every GET and HEAD that came, as `GET /bucket/key`. happened: how many faults of each kind."""
+    """requests: every GET and HEAD, as `GET /bucket/key bytes=0-99`. happened: faults of each kind."""
 
     upstream: int
     seed: int = 0
@@ -50,9 +50,6 @@ class Proxy:
     @property
     def endpoint(self) -> str:
         return f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-
-    def gets_of(self, ending: str) -> list[str]:
-        return [request for request in list(self.requests) if request.endswith(ending)]
 
     def close(self) -> None:
         self._listener.close()
@@ -91,7 +88,8 @@ class Proxy:
                     threading.Thread(target=_pump, args=(client, server), daemon=True).start()
                     _pump(server, client)
                     return
-                self.requests.append(f"{method.decode()} {path.split(b'?')[0].decode()}")
+                wanted = (_field(head, b"range") or b"all").decode()
+                self.requests.append(f"{method.decode()} {path.split(b'?')[0].decode()} {wanted}")
                 if (fault := self._strikes("latency")) is not None:
                     time.sleep(fault.seconds)
                 if self._strikes("slow_down") is not None:
@@ -107,14 +105,15 @@ class Proxy:
     def _answer(self, client: socket.socket, server: socket.socket, head_only: bool) -> bool:
         """Passes one answer on; False when the connection is no longer of use."""
         head, body = _head(server, b"")
-        length = _content_length(head)
-        if not head or length is None:  # chunked, such as a listing: nothing befalls it
+        given = _field(head, b"content-length")
+        if given is None:  # chunked, such as a long listing: nothing befalls it
             client.sendall(head + body)
             _pump(server, client)
             return False
+        length = int(given)
         if head_only or length == 0:
             client.sendall(head)
-            return bool(head)
+            return True
         cut = self._random.randrange(length)  # where the fault sits
         kind, fault = next(
             ((kind, found) for kind in KINDS[2:] if (found := self._strikes(kind)) is not None), ("", None)
@@ -154,11 +153,11 @@ def _head(sender: socket.socket, buffered: bytes) -> tuple[bytes, bytes]:
     return head + b"\r\n\r\n", rest
 
 
-def _content_length(head: bytes) -> int | None:
+def _field(head: bytes, wanted: bytes) -> bytes | None:
     for line in head.split(b"\r\n"):
         name, _, value = line.partition(b":")
-        if name.lower() == b"content-length":
-            return int(value)
+        if name.lower() == wanted:
+            return value.strip()
     return None
 
 

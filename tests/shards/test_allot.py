@@ -72,9 +72,7 @@ def test_subject_in_neither_list_is_counted() -> None:
 
 
 def test_no_subject_in_the_partition() -> None:
-    with pytest.raises(
-        ValueError, match=r"none of the 1 subjects found \(such as 039\) is in partition mine"
-    ):
+    with pytest.raises(ValueError, match=r"none of the 1 subjects found \(such as 039\) is in partition mine"):
         shards_of([sequence("039")])
 
 

@@ -63,9 +63,7 @@ def test_tar_is_what_the_index_says(packed: Path) -> None:
     assert not (packed / ".packing").exists()
 
 
-def test_same_bytes_whatever_the_number_of_workers(
-    raw: Path, packed: Path, partition: Path, tmp_path: Path
-) -> None:
+def test_same_bytes_whatever_the_number_of_workers(raw: Path, packed: Path, partition: Path, tmp_path: Path) -> None:
     for workers in (2, 3):
         summary = pack_small(raw, tmp_path / str(workers), partition, workers=workers)
         assert data_set_bytes(tmp_path / str(workers)) == data_set_bytes(packed)
@@ -151,9 +149,7 @@ def test_a_folder_of_other_things_is_left_alone(raw: Path, partition: Path, tmp_
         ({"shard_size_mb": 0}, ValueError, "shard size must be above 0 MB"),
     ],
 )
-def test_mistakes_leave_nothing_behind(
-    raw: Path, tmp_path: Path, change: dict, error: type, message: str
-) -> None:
+def test_mistakes_leave_nothing_behind(raw: Path, tmp_path: Path, change: dict, error: type, message: str) -> None:
     options = {"layout": "casia-b", "source": raw, "to": tmp_path / "set", "progress": False, **change}
     with pytest.raises(error, match=message):
         pack(**options)
@@ -171,9 +167,7 @@ def test_two_at_once(raw: Path, partition: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_killed_and_packed_again(workers: int, partition: Path, tmp_path: Path) -> None:
     raw = write_tree(tmp_path / "raw", 8)
-    for seed, folder in enumerate(
-        sorted(raw.glob("*/*/000"))
-    ):  # enough to still be at it when the signal comes
+    for seed, folder in enumerate(sorted(raw.glob("*/*/000"))):  # enough to still be at it when the signal comes
         for copy in range(3, 15):
             write_sequence(folder.parent / f"{copy * 6 + 1:03d}", 4, seed)
     to = tmp_path / "set"
@@ -199,9 +193,7 @@ def test_killed_and_packed_again(workers: int, partition: Path, tmp_path: Path) 
     assert data_set_bytes(to) == data_set_bytes(tmp_path / "straight")
 
 
-def test_a_pack_by_another_plan_is_not_mixed_in(
-    raw: Path, packed: Path, partition: Path, tmp_path: Path
-) -> None:
+def test_a_pack_by_another_plan_is_not_mixed_in(raw: Path, packed: Path, partition: Path, tmp_path: Path) -> None:
     to = tmp_path / "set"
     pack_small(raw, to, partition, shard_size_mb=0.008)
     assert len(list(to.glob("*.tar"))) == 8

@@ -9,9 +9,7 @@ def test_official_partitions() -> None:
     assert partition.names() == ["casia-b", "gait3d", "grew", "oumvlp"]
     casia = partition.load("casia-b")
     assert (len(casia.train), len(casia.test)) == (74, 50)
-    assert (
-        casia.split_of("074") == "train" and casia.split_of("075") == "test" and casia.split_of("125") is None
-    )
+    assert casia.split_of("074") == "train" and casia.split_of("075") == "test" and casia.split_of("125") is None
     oumvlp = partition.load("oumvlp")
     assert (len(oumvlp.train), len(oumvlp.test)) == (5_153, 5_154)
     assert [oumvlp.split_of(s) for s in ("00001", "00002", "10305", "10306", "10307")] == [
@@ -53,9 +51,7 @@ def test_unknown_name() -> None:
 
 def test_published_json(tmp_path: Path) -> None:
     path = tmp_path / "Gait3D.json"
-    path.write_text(
-        '{"TRAIN_SET": ["0000"], "TEST_SET": [ "0002" ], "PROBE_SET": ["0002-camid33_videoid2-seq0"]}'
-    )
+    path.write_text('{"TRAIN_SET": ["0000"], "TEST_SET": [ "0002" ], "PROBE_SET": ["0002-camid33_videoid2-seq0"]}')
     found = partition.load(path)
     assert (found.train, found.test) == ({"0000"}, {"0002"})
     assert found.probes == {"0002-camid33_videoid2-seq0"}

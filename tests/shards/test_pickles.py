@@ -2,8 +2,10 @@
 
 import io
 import json
+import os
 import pickle
 import pickletools
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +51,8 @@ def test_every_protocol_and_order(protocol: int, order: str) -> None:
 
 
 def test_numpy_1_and_2_names() -> None:
-    written = pickle.dumps(frames(2), protocol=4)
     old, new = b"numpy.core.multiarray", b"numpy._core.multiarray"
-    other = written.replace(new, old) if new in written else written.replace(old, new)
-    # A short string's length stands before it, and the frame's before all: protocol 2 has newlines instead.
-    written = pickle.dumps(frames(2), protocol=2)
+    written = pickle.dumps(frames(2), protocol=2)  # later ones write the name's length before it
     other = written.replace(new, old) if new in written else written.replace(old, new)
     assert other != written
     np.testing.assert_array_equal(load_pixels(other), frames(2))
@@ -69,9 +68,6 @@ class Command:
 
 def test_nothing_is_ever_called(tmp_path: Path) -> None:
     victim = tmp_path / "victim"
-    import os
-    import subprocess
-
     for function, argument in (
         (os.system, f"touch {victim}"),
         (subprocess.check_output, ["touch", str(victim)]),
@@ -79,10 +75,10 @@ def test_nothing_is_ever_called(tmp_path: Path) -> None:
         (eval, f"open({str(victim)!r}, 'w')"),
         (np.save, str(victim)),
         (np.load, str(victim)),
-        (getattr, np),
+        (getattr, "x"),
     ):
         for content in (Command(function, argument), [frames(1), Command(function, argument)]):
-            with pytest.raises(NotAnArrayError, match="pickle wants .*, which no array of pixels needs"):
+            with pytest.raises(NotAnArrayError, match=r"pickle wants .*, which no array of pixels needs"):
                 load_pixels(pickle.dumps(content))
     assert not victim.exists()
 
@@ -110,7 +106,7 @@ def test_admitted_names_cannot_be_altered_for_the_next_pickle() -> None:
         ("text", "pickle holds a str, not a numpy array"),
         (pickle.dumps(frames(3))[:-500], "pickle is cut short"),
         (pickle.dumps(frames(3))[:40], "pickle is cut short"),
-        (b"\x89PNG\r\n\x1a\n", "file is no readable pickle"),
+        (b"no pickle", "file is no readable pickle"),
         (b"\x80\x05.", "file is no readable pickle"),
         (frames(3)[0], "array is [64, 64], not [frames, 64, 64] or [frames, 64, 44]"),
         (np.zeros((3, 128, 88), np.uint8), "array is [frames, 128, 88], not"),

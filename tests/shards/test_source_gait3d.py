@@ -44,7 +44,7 @@ def test_raggedness_is_counted(tmp_path: Path) -> None:
 
 def test_another_layout_is_told(tmp_path: Path) -> None:
     write_sequence(tmp_path / "001/nm-01/090", 1)
-    with pytest.raises(ValueError, match="expected SUBJECT/CAMERA_VIDEO/SEQUENCE.*the names are not"):
+    with pytest.raises(ValueError, match=r"expected SUBJECT/CAMERA_VIDEO/SEQUENCE.*the names are not"):
         discover(tmp_path)
     (tmp_path / "p/a/b/c").mkdir(parents=True)
     (tmp_path / "p/a/b/c/c.pkl").write_bytes(b"x")

@@ -41,7 +41,9 @@ def packed(raw: Path) -> Path:
 def launch() -> Launch:
     """`accelerate launch` with a file of accelerate_configs/, from the repository's root."""
 
-    def run(config: str, module: str, *arguments: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    def run(
+        config: str, module: str, *arguments: object, env: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
         command += ["--config_file", f"accelerate_configs/{config}.yaml", "--main_process_port", str(free_port())]
         command += ["-m", module, *map(str, arguments)]

@@ -57,6 +57,7 @@ def test_a_changed_recipe_is_not_resumed(launch: Launch, packed: Path, run: Path
     assert result.returncode != 0
     assert "optimizer.lr: it was 0.001, now it is 0.5" in result.stderr
     assert "train.allow_changes=true" in result.stderr
+    assert "lr: 0.5" not in (run / "recipe.yaml").read_text()  # the refused run is as it was
 
 
 def test_evaluate_and_report(launch: Launch, packed: Path, run: Path) -> None:

@@ -34,7 +34,7 @@ def test_ours_to_released_and_back(network: HSTL, tmp_path: Path) -> None:
 
 def test_conversion_overwrites_nothing_and_knows_two_endings(network: HSTL, tmp_path: Path) -> None:
     save_weights(tmp_path / "a.safetensors", network, network.state_dict())
-    with pytest.raises(FileExistsError, match="a.safetensors exists"):
+    with pytest.raises(FileExistsError, match=r"a\.safetensors exists"):
         convert(tmp_path / "a.safetensors", tmp_path / "a.safetensors", "demo")
     with pytest.raises(ValueError, match=r"\.pt \(as released\) or \.safetensors"):
         convert(tmp_path / "a.safetensors", tmp_path / "b.bin", "demo")
@@ -83,7 +83,12 @@ def test_the_card_states_data_recipe_and_metrics(network: HSTL, tmp_path: Path) 
     (tmp_path / "run" / "evaluation" / "results.json").write_text(json.dumps(results))
     export_pretrained(network, tmp_path / "hub", tmp_path / "run")
     card = (tmp_path / "hub" / "README.md").read_text()
-    for fact in ("walkers (fingerprint ffffffffffffffff)", "300 steps, P x K = 8 x 4", "| NM | 61.2 % |", "| BG | not measured |"):
+    for fact in (
+        "walkers (fingerprint ffffffffffffffff)",
+        "300 steps, P x K = 8 x 4",
+        "| NM | 61.2 % |",
+        "| BG | not measured |",
+    ):
         assert fact in card
 
 

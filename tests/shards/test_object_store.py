@@ -1,0 +1,114 @@
+"""URLs, settings and errors of object stores, against a real S3 server."""
+
+# ruff: noqa: F811
+
+from pathlib import Path
+
+import pytest
+
+from shards.object_store import connect, explain, is_object_store, s3_settings
+from tests.shards.s3_server import S3Server, free_port, s3, s3_server  # noqa: F401
+
+VARIABLES = ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "SESSION_TOKEN", "REGION", "DEFAULT_REGION", "PROFILE",
+             "ENDPOINT_URL", "ENDPOINT_URL_S3", "ENDPOINT", "VIRTUAL_HOSTED_STYLE_REQUEST")  # fmt: skip
+
+
+@pytest.fixture
+def no_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """No AWS_* variable, and an empty home, which it returns."""
+    for name in VARIABLES:
+        monkeypatch.delenv(f"AWS_{name}", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path
+
+
+def error_of(url: str, name: str = "x") -> OSError:
+    from obstore.exceptions import BaseError
+
+    with pytest.raises((BaseError, FileNotFoundError)) as caught:
+        connect(url, max_retries=1).get(name)
+    return explain(caught.value, f"{url}/{name}")
+
+
+def test_which_is_which() -> None:
+    assert not is_object_store("runs/set") and not is_object_store(Path("/data"))
+    assert all(is_object_store(f"{scheme}://b/x") for scheme in ("s3", "gs", "az", "http", "https"))
+    with pytest.raises(ValueError, match=r"ftp:// is no known kind of storage; known are a local path, s3://"):
+        is_object_store("ftp://b/x")
+    for url, message in (("s3://", "names no bucket"), ("s3://b/x?y", "leave that part out"), ("x", "local")):
+        with pytest.raises(ValueError, match=message):
+            connect(url)
+
+
+def test_profile_is_read_and_variables_win(no_settings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = no_settings / ".aws"
+    folder.mkdir()
+    (folder / "credentials").write_text(
+        "[default]\naws_access_key_id = A\naws_secret_access_key = B\naws_session_token = C\n"
+        "[lab]\naws_access_key_id = L\naws_secret_access_key = M\n"
+    )
+    (folder / "config").write_text("[default]\nregion = eu-west-1\n[profile lab]\nendpoint_url = http://lab:9\n")
+    found = s3_settings()
+    assert (found["access_key_id"], found["session_token"], found["region"]) == ("A", "C", "eu-west-1")
+    monkeypatch.setenv("AWS_PROFILE", "lab")
+    found = s3_settings()
+    assert (found["access_key_id"], found["endpoint"], found["region"]) == ("L", "http://lab:9", "us-east-1")
+    monkeypatch.setenv("AWS_PROFILE", "default")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "E")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "F")
+    monkeypatch.setenv("AWS_REGION", "us-west-2")
+    found = s3_settings()
+    assert (found["access_key_id"], found["secret_access_key"], found["region"]) == ("E", "F", "us-west-2")
+    assert "session_token" not in found  # never of another place than the keys
+    (folder / "config").write_text("no profile")
+    with pytest.raises(ValueError, match="is no readable AWS profile file"):
+        s3_settings()
+
+
+def test_missing_object_and_bucket(s3: str) -> None:
+    assert "does not exist (404)" in str(error_of(f"{s3}/set"))
+    error = error_of("s3://no-such-bucket/set")
+    assert isinstance(error, FileNotFoundError) and "there is no bucket no-such-bucket" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("variable", "code"),
+    [("AWS_ACCESS_KEY_ID", "InvalidAccessKeyId"), ("AWS_SECRET_ACCESS_KEY", "SignatureDoesNotMatch")],
+)
+def test_wrong_keys(s3: str, monkeypatch: pytest.MonkeyPatch, variable: str, code: str) -> None:
+    monkeypatch.setenv(variable, "not-the-right-one")
+    error = error_of(s3)
+    assert isinstance(error, PermissionError)
+    assert f"does not accept the credentials ({code}): check AWS_ACCESS_KEY_ID" in str(error)
+    assert "not-the-right-one" not in str(error)
+
+
+def test_no_credentials(no_settings: Path, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server.endpoint)
+    monkeypatch.setenv("AWS_METADATA_ENDPOINT", f"http://127.0.0.1:{free_port()}")
+    from obstore.exceptions import BaseError
+
+    with pytest.raises(BaseError):
+        connect("s3://bucket/set", max_retries=0).get("x")
+    error = explain(BaseError("Error performing PUT http://169.254.169.254/latest/api/token"), "s3://bucket/set")
+    assert isinstance(error, PermissionError)
+    assert "no credentials found: set AWS_ACCESS_KEY_ID" in str(error)
+
+
+def test_no_server(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    endpoint = f"http://127.0.0.1:{free_port()}"
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    error = error_of(s3)
+    assert isinstance(error, ConnectionError) and f"{endpoint} cannot be reached" in str(error)
+
+
+def test_wrong_region_is_named() -> None:
+    said = "status code: 400: <Code>AuthorizationHeaderMalformed</Code><Region>eu-central-1</Region>"
+    error = explain(RuntimeError(said), "s3://bucket/set")
+    assert isinstance(error, PermissionError) and "set AWS_REGION to eu-central-1" in str(error)
+
+
+def test_signed_addresses_and_internals_are_left_out() -> None:
+    said = "cannot GET http://h/x?X-Amz-Signature=abc123&X-Amz-Credential=me\n\nDebug source:\nsecret"
+    text = str(explain(RuntimeError(said), "s3://bucket/set"))
+    assert "abc123" not in text and "=me" not in text and "secret" not in text
