@@ -109,9 +109,7 @@ def _subject_order(num_subjects: int, P: int, seed: int, epoch: int) -> np.ndarr
     return order
 
 
-def choose_frames(
-    num_frames: np.ndarray, frames: int, frames_skip: int, generator: np.random.Generator
-) -> np.ndarray:
+def choose_frames(num_frames: np.ndarray, frames: int, frames_skip: int, generator: np.random.Generator) -> np.ndarray:
     """`fixed_ordered` of OpenGait: which `frames` frames of each sequence, int64 [n, frames].
 
     num_frames: how many each has, int [n].
@@ -207,21 +205,24 @@ class Batches(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
             np.random.default_rng([_FRAMES, self.seed, step]),
         )
         mine = slice(self.rank * self.rank_batch_size, (self.rank + 1) * self.rank_batch_size)
-        sequences = self.shard_set.read(rows[mine])
+        stacked = _empty(self.rank_batch_size, self.frames, self.shard_set.height, NETWORK_WIDTH)
+        silhouettes = stacked.numpy()
+        for place, sequence in self.shard_set.each(rows[mine]):
+            _copy_frames(cut(sequence), chosen[mine][place], silhouettes[place])
+            del sequence  # its memory is the next one's
         return {
-            "silhouettes": _stack(sequences, chosen[mine], self.shard_set.height),
+            "silhouettes": stacked,
             "labels": torch.from_numpy(labels[mine].astype(np.int64)),
             "rows": torch.from_numpy(rows[mine]),
         }
 
 
-def _stack(sequences: list[np.ndarray], chosen: np.ndarray, height: int) -> torch.Tensor:
-    """The chosen frames of each sequence, cut to the network's width: uint8 [n, frames, height, 44]."""
-    stacked = _empty(len(sequences), chosen.shape[1], height, NETWORK_WIDTH)
-    silhouettes = stacked.numpy()
-    for i, sequence in enumerate(sequences):
-        silhouettes[i] = cut(sequence)[chosen[i]]
-    return stacked
+def _copy_frames(sequence: np.ndarray, chosen: np.ndarray, to: np.ndarray) -> None:
+    first, last = int(chosen[0]), int(chosen[-1])
+    if last - first == len(chosen) - 1:  # sorted, so these are neighbours: no need to gather them first
+        to[:] = sequence[first : last + 1]
+    else:
+        to[:] = sequence[chosen]
 
 
 def _empty(*shape: int) -> torch.Tensor:

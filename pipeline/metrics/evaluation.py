@@ -1,6 +1,6 @@
 """Rates of recognition by a protocol, and the probes a network gets most wrong."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,13 +9,24 @@ import numpy as np
 import torch
 
 from pipeline.metrics import ranks
-from pipeline.metrics.distances import blocks
-from pipeline.metrics.protocols import Protocol, load, split
+from pipeline.metrics.breakdown import breakdown, hardest_cases
+from pipeline.metrics.distances import Metric
+from pipeline.metrics.matching import Matches, Progress, match
+from pipeline.metrics.protocols import Protocol, Split, load, split
 
 CMC_LENGTH = 20
 
-Progress = Callable[[int, int], None]
-"""Called with (probes done, probes in all)."""
+
+@dataclass(frozen=True)
+class Assessment:
+    """All that one pass over the distances gives."""
+
+    metrics: dict[str, Any]
+    """What `evaluate` returns."""
+    hardest: list[dict[str, Any]]
+    """What `hardest` returns."""
+    breakdown: dict[str, Any]
+    """What `breakdown.breakdown` returns."""
 
 
 def evaluate(
@@ -26,6 +37,7 @@ def evaluate(
     protocol: str | Path | Protocol,
     *,
     probes: Sequence[str] | None = None,
+    distance: Metric = "euclidean",
     device: str | torch.device = "cpu",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -34,6 +46,7 @@ def evaluate(
     `embeddings` float [n, parts, channels]; `subjects`, `conditions`, `views`: n strings each.
     `protocol` is a name (`protocols.names()`), the path of a YAML file or a `Protocol`.
     `probes` are keys `subject-condition-view`, for protocols that take their probes from a list (gait3d).
+    `distance` is of part vectors; its mean over parts decides.
 
     headline   one group of probes: rank-k, mAP, mINP; several: rank-1 of each group and their mean
     cmc        group -> rank-1 .. rank-20, counted in gallery sequences, averaged as the headline is
@@ -47,17 +60,66 @@ def evaluate(
     ValueError: lengths that differ, a value that is not finite, and what `protocols.load` and `.split`
     refuse.
     """
+    options = {"probes": probes, "distance": distance, "device": device, "progress": progress}
+    return assess(embeddings, subjects, conditions, views, protocol, **options).metrics
+
+
+def hardest(
+    embeddings: np.ndarray | torch.Tensor,
+    subjects: Sequence[str],
+    conditions: Sequence[str],
+    views: Sequence[str],
+    protocol: str | Path | Protocol,
+    count: int,
+    **options: Any,
+) -> list[dict[str, Any]]:
+    """At most `count` probes, those taken for somebody else by the largest margin, worst first.
+
+    Each: probe, taken_for (nearest gallery sequence of a wrong subject) and right (nearest of the right one),
+    as positions in the arrays, distance_taken and distance_right. Across views, both are looked for at views
+    other than the probe's. At most one for each (probe's subject, subject it was taken for), so that one bad
+    pair does not fill the page. Arguments, options and errors as in `evaluate`.
+    """
+    return assess(embeddings, subjects, conditions, views, protocol, num_hardest=count, **options).hardest
+
+
+def assess(
+    embeddings: np.ndarray | torch.Tensor,
+    subjects: Sequence[str],
+    conditions: Sequence[str],
+    views: Sequence[str],
+    protocol: str | Path | Protocol,
+    *,
+    frames: Sequence[int] | None = None,
+    probes: Sequence[str] | None = None,
+    num_hardest: int = 12,
+    distance: Metric = "euclidean",
+    device: str | torch.device = "cpu",
+    progress: Progress | None = None,
+) -> Assessment:
+    """`evaluate`, `hardest` and where the errors lie, from one pass over the distances.
+
+    `frames` int [n]: lengths of the sequences, for rank-1 over length. Other arguments and errors as in `evaluate`.
+    """
     rules = load(protocol)
     values = _checked(embeddings, subjects, conditions, views)
     chosen = split(rules, subjects, conditions, views, probes)
     # A protocol of one gallery is one across views whose only view is everywhere.
     seen_from = np.array(views if rules.across_views else [""] * len(views), dtype=object)
-    found = _match(
-        values, subjects, seen_from, chosen.gallery, list(chosen.probes.values()), rules, device, progress
+    groups = list(chosen.probes.values())
+    rows = np.unique(np.concatenate(groups)).astype(np.int64)
+    found = match(values, subjects, seen_from, chosen.gallery, rows, rules, distance, device, progress)
+    return Assessment(
+        metrics=_figures(rules, chosen, found, seen_from),
+        hardest=hardest_cases(found.mistakes, subjects, num_hardest),
+        breakdown=breakdown(found, rows, subjects, seen_from, frames, rules),
     )
+
+
+def _figures(rules: Protocol, chosen: Split, found: Matches, seen_from: np.ndarray) -> dict[str, Any]:
+    """What `evaluate` returns."""
     missing = [*chosen.missing, *_unmatched(found, chosen.probes, seen_from, rules)]
     length = max(CMC_LENGTH, *rules.ranks)
-
     curves: dict[str, list[float | None]] = {}
     curves_identical: dict[str, list[float | None]] = {}
     by_view: dict[str, Any] = {}
@@ -74,9 +136,7 @@ def evaluate(
             "rank1": [[_number(rate) for rate in row] for row in cells[:, :, 0]],
         }
         if len(rows) and curves[group][0] is None:
-            missing.append(
-                f"{group}: no gallery sequence at a view other than the probe's; left out of the mean"
-            )
+            missing.append(f"{group}: no gallery sequence at a view other than the probe's; left out of the mean")
     precision = _precision(found, chosen.probes) if rules.precision else {}
 
     result: dict[str, Any] = {"protocol": rules.name}
@@ -98,98 +158,6 @@ def evaluate(
     return result
 
 
-def hardest(
-    embeddings: np.ndarray | torch.Tensor,
-    subjects: Sequence[str],
-    conditions: Sequence[str],
-    views: Sequence[str],
-    protocol: str | Path | Protocol,
-    count: int,
-    *,
-    probes: Sequence[str] | None = None,
-    device: str | torch.device = "cpu",
-    progress: Progress | None = None,
-) -> list[dict[str, Any]]:
-    """At most `count` probes, those taken for somebody else by the largest margin, worst first.
-
-    Each: probe, taken_for (nearest gallery sequence of a wrong subject) and right (nearest of the right one),
-    as positions in the arrays, distance_taken and distance_right. Across views, both are looked for at views
-    other than the probe's. At most one for each (probe's subject, subject it was taken for), so that one bad
-    pair does not fill the page. Arguments and errors as in `evaluate`.
-    """
-    rules = load(protocol)
-    values = _checked(embeddings, subjects, conditions, views)
-    chosen = split(rules, subjects, conditions, views, probes)
-    who, where = _codes(subjects), _codes(views)
-    gallery, rows = chosen.gallery, _union(list(chosen.probes.values()))
-    found: list[dict[str, Any]] = []
-    for part, distances in blocks(values, rows, gallery, device):
-        keys = ranks.keys(distances).cpu()
-        same = torch.from_numpy(who[rows[part], None] == who[None, gallery])
-        allowed = torch.from_numpy(
-            (where[rows[part], None] != where[None, gallery]) | (not rules.across_views)
-        )
-        taken, right = ranks.first(keys, allowed & ~same), ranks.first(keys, allowed & same)
-        for i in torch.nonzero((taken < right) & (right != ranks.LAST))[:, 0].tolist():
-            case: dict[str, Any] = {
-                "probe": int(rows[part][i]),
-                "taken_for": int(gallery[ranks.position_of(taken[i])]),
-                "right": int(gallery[ranks.position_of(right[i])]),
-                "distance_taken": float(ranks.distance_of(taken[i])),
-                "distance_right": float(ranks.distance_of(right[i])),
-            }
-            found.append(case)
-        if progress:
-            progress(part.stop, len(rows))
-    worst: dict[tuple[str, str], dict[str, Any]] = {}
-    for case in sorted(found, key=lambda case: case["distance_taken"] - case["distance_right"]):
-        worst.setdefault((subjects[case["probe"]], subjects[case["taken_for"]]), case)
-    return list(worst.values())[:count]
-
-
-@dataclass(frozen=True)
-class _Matches:
-    """What the distances said, by row of the embeddings: all else follows from it, and it is small."""
-
-    views: np.ndarray  # gallery views, str [num_views]
-    first: np.ndarray  # rank of the first right gallery sequence at each view, int32 [n, num_views]
-    average_precision: np.ndarray  # float64 [n], in 0..1
-    inverse_negative_penalty: np.ndarray  # float64 [n], in 0..1
-
-
-def _match(
-    embeddings: np.ndarray,
-    subjects: Sequence[str],
-    views: np.ndarray,
-    gallery: np.ndarray,
-    groups: list[np.ndarray],
-    rules: Protocol,
-    device: str | torch.device,
-    progress: Progress | None,
-) -> _Matches:
-    """Every probe-gallery distance is computed once; a view's columns stand together, in order."""
-    who = _codes(subjects)
-    rows = _union(groups)
-    gallery = gallery[np.argsort(views[gallery].astype(str), kind="stable")]
-    names, starts = np.unique(views[gallery].astype(str), return_index=True)
-    stops = [*starts[1:], len(gallery)]
-    first = np.full((len(views), len(names)), ranks.NO_GALLERY, np.int32)
-    average, negative = np.zeros(len(views)), np.zeros(len(views))
-    gallery_who = torch.from_numpy(who[gallery]).to(device)
-    for part, distances in blocks(embeddings, rows, gallery, device):
-        keys = ranks.keys(distances)
-        right = torch.from_numpy(who[rows[part]]).to(device)[:, None] == gallery_who
-        for view, (start, stop) in enumerate(zip(starts, stops, strict=True)):
-            first[rows[part], view] = ranks.first_match(keys[:, start:stop], right[:, start:stop])
-        if rules.precision:
-            average[rows[part]], negative[rows[part]] = ranks.precision(keys, right)
-        if progress:
-            progress(part.stop, len(rows))
-    if rules.unmatched == "drop":
-        first[first == ranks.NO_MATCH] = ranks.NO_GALLERY
-    return _Matches(names, first, average, negative)
-
-
 def _cells(first: np.ndarray, views: np.ndarray, probe_views: np.ndarray, length: int) -> np.ndarray:
     """Percentage within rank 1 .. length, [probe views, gallery views, length]; NaN if untried."""
     cells = np.full((len(probe_views), first.shape[1], length), np.nan)
@@ -206,7 +174,7 @@ def _mean(cells: np.ndarray, keep: np.ndarray) -> list[float | None]:
     return np.mean(rows, 0).tolist() if rows else [None] * cells.shape[2]
 
 
-def _precision(found: _Matches, groups: dict[str, np.ndarray]) -> dict[str, dict[str, float | None]]:
+def _precision(found: Matches, groups: dict[str, np.ndarray]) -> dict[str, dict[str, float | None]]:
     result = {}
     for group, rows in groups.items():
         tried = rows[found.first[rows, 0] != ranks.NO_GALLERY]
@@ -228,16 +196,12 @@ def _headline(
     return {**rank1, "mean": float(np.mean(measured)) if measured else None}
 
 
-def _unmatched(
-    found: _Matches, groups: dict[str, np.ndarray], views: np.ndarray, rules: Protocol
-) -> list[str]:
+def _unmatched(found: Matches, groups: dict[str, np.ndarray], views: np.ndarray, rules: Protocol) -> list[str]:
     if rules.unmatched == "drop":
         return []
     sentences = []
     for group, rows in groups.items():
-        apart = (
-            views[rows, None] != found.views[None, :] if rules.across_views else np.ones((len(rows), 1), bool)
-        )
+        apart = views[rows, None] != found.views[None, :] if rules.across_views else np.ones((len(rows), 1), bool)
         num = int(((found.first[rows] == ranks.NO_MATCH) & apart).sum())
         trials = "trials (a probe against one gallery view)" if rules.across_views else "probes"
         where = " at that view" if rules.across_views else ""
@@ -276,15 +240,6 @@ def _checked(
                 "holds a NaN or infinity, and no distance to it means anything: use an earlier checkpoint"
             )
     return embeddings
-
-
-def _codes(names: Sequence[str]) -> np.ndarray:
-    """Equal int64 for equal names."""
-    return np.unique(np.asarray(names, dtype=str), return_inverse=True)[1].astype(np.int64)
-
-
-def _union(groups: list[np.ndarray]) -> np.ndarray:
-    return np.unique(np.concatenate(groups)).astype(np.int64)
 
 
 def _number(value: float) -> float | None:

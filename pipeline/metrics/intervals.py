@@ -128,9 +128,7 @@ def _tile(left: torch.Tensor, right: torch.Tensor, delta: list[float]) -> tuple[
     return total, wide
 
 
-def _about(
-    centre: torch.Tensor, embeddings: np.ndarray, rows: np.ndarray
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _about(centre: torch.Tensor, embeddings: np.ndarray, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
     """Part vectors about the centre, fp32 [parts, rows, channels], and their squared lengths, fp32 [parts, rows]."""
     vectors = (distances.take(embeddings, rows) - centre.float()).float().transpose(0, 1).contiguous()
     return vectors, vectors.double().square().sum(2).float()

@@ -205,12 +205,9 @@ def _mistakes(
     if apart is not None:
         absent |= shelf.view_of[columns.clamp_min(0)] == apart[:, None]
     most_own = own_high.masked_fill(absent, torch.inf).amin(1)
-    closest = _closest(block, apart, shelf)
-    matched = (most_own < torch.inf).nonzero()[:, 0]
+    closest = _closest(block, apart, shelf).masked_fill(most_own == torch.inf, -torch.inf)
     # All that may be the nearest, and all that may be the nearest right one.
-    device = block.low.device
-    i, j = (block.low[matched.to(device)] <= closest[matched].to(device)[:, None]).nonzero().cpu().unbind(1)
-    i = matched[i]
+    i, j = (block.low <= closest.to(block.low.device)[:, None]).nonzero().cpu().unbind(1)
     kept = torch.ones_like(i, dtype=torch.bool) if apart is None else shelf.view_of[j] != apart[i]
     i, j = i[kept], j[kept]
     wrong = torch.zeros(len(who), dtype=torch.bool)
@@ -233,8 +230,6 @@ def _mistakes(
 
 def _closest(block: Block, apart: torch.Tensor | None, shelf: _Gallery) -> torch.Tensor:
     """The least high end over the views each probe may be matched at, fp32 [rows]: the nearest is no farther."""
-    if not shelf.starts:
-        return torch.full((block.high.shape[0],), torch.inf)
     by_view = torch.stack(
         [block.high[:, start:stop].amin(1) for start, stop in zip(shelf.starts, shelf.stops, strict=True)], 1
     ).cpu()

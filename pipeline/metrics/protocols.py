@@ -66,17 +66,13 @@ class Protocol(BaseModel):
     @classmethod
     def _names_are_free(cls, probes: dict[str, Rule]) -> dict[str, Rule]:
         if taken := {"gallery", "mean"} & probes.keys():
-            raise ValueError(
-                f"a group of probes cannot be called {' or '.join(sorted(taken))}: results use that name"
-            )
+            raise ValueError(f"a group of probes cannot be called {' or '.join(sorted(taken))}: results use that name")
         return probes
 
     @model_validator(mode="after")
     def _precision_needs_one_gallery(self) -> Self:
         if self.precision and self.across_views:
-            raise ValueError(
-                "precision is of the whole gallery at once: set across_views or precision to false"
-            )
+            raise ValueError("precision is of the whole gallery at once: set across_views or precision to false")
         return self
 
 
@@ -106,9 +102,7 @@ def load(protocol: str | Path | Protocol) -> Protocol:
     is_path = isinstance(protocol, Path) or protocol.endswith((".yaml", ".yml"))
     path = Path(protocol) if is_path else RULES / f"{protocol}.yaml"
     if not is_path and protocol not in names():
-        raise ValueError(
-            f"unknown protocol {protocol!r}: use one of {', '.join(names())}, or the path of a YAML file"
-        )
+        raise ValueError(f"unknown protocol {protocol!r}: use one of {', '.join(names())}, or the path of a YAML file")
     if not path.is_file():
         raise FileNotFoundError(
             f"protocol file {path} does not exist: give the path of a file or one of {', '.join(names())}"
@@ -182,9 +176,7 @@ def split(
         missing.append(f"unused: {unused} sequences are neither gallery nor probe: {named}")
     absent = wanted.difference(keys)
     if absent:
-        missing.append(
-            f"{len(absent)} of {len(wanted)} listed probes are not in the data, the first is {min(absent)}"
-        )
+        missing.append(f"{len(absent)} of {len(wanted)} listed probes are not in the data, the first is {min(absent)}")
     return Split(gallery, probes, unused, missing)
 
 
@@ -233,8 +225,7 @@ def _missing(
             absent = [v for v in every_view if v not in {views[i] for i in rows}]
             if absent and len(rows):
                 found.append(
-                    f"{group}: no sequence at view {', '.join(absent)}; "
-                    "those cells are empty and left out of the means"
+                    f"{group}: no sequence at view {', '.join(absent)}; those cells are empty and left out of the means"
                 )
     return found
 
@@ -252,7 +243,5 @@ def _describe(rule: Rule | str) -> str:
 def _listing(values: Sequence[str], most: int = 12) -> str:
     found = sorted(set(values))
     return (
-        ", ".join(found[:most]) + (f" and {len(found) - most} more" if len(found) > most else "")
-        if found
-        else "none"
+        ", ".join(found[:most]) + (f" and {len(found) - most} more" if len(found) > most else "") if found else "none"
     )

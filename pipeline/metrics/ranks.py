@@ -10,9 +10,7 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 
-NO_MATCH = np.iinfo(
-    np.int32
-).max  # rank of a probe whose subject is not in the gallery: an error at every rank
+NO_MATCH = np.iinfo(np.int32).max  # rank of a probe whose subject is not in the gallery: an error at every rank
 NO_GALLERY = -1  # rank of a probe against an empty gallery: not a trial at all
 
 _POSITION = (1 << 32) - 1
@@ -49,9 +47,7 @@ def nearest(distances: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor
     return distance_of(least), position_of(least)
 
 
-def nearest_of_blocks(
-    blocks: Iterable[tuple[slice, torch.Tensor]], k: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def nearest_of_blocks(blocks: Iterable[tuple[slice, torch.Tensor]], k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """`nearest` over `distances.blocks` (one at least), on the CPU: only k entries a probe are kept."""
     found = [nearest(block, k) for _, block in blocks]
     return torch.cat([near.cpu() for near, _ in found]), torch.cat([where.cpu() for _, where in found])

@@ -33,7 +33,5 @@ def verdict(methods: Sequence[dict[str, Any]]) -> Verdict:
     ahead = [f"{names[kind]} ({rate:.1f} %)" for kind, rate in rivals.items() if rate >= trained]
     beaten = [f"{names[kind]} ({rate:.1f} %)" for kind, rate in rivals.items() if rate < trained]
     if ahead:
-        return Verdict(
-            False, f"Failed: the trained network ({trained:.1f} %) does not beat {' nor '.join(ahead)}."
-        )
+        return Verdict(False, f"Failed: the trained network ({trained:.1f} %) does not beat {' nor '.join(ahead)}.")
     return Verdict(True, f"The trained network ({trained:.1f} %) beats {' and '.join(beaten)}.")

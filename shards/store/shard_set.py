@@ -107,35 +107,47 @@ class ShardSet:
         does not exist, DamagedShardError, FileNotFoundError; over a network also PermissionError, and
         ConnectionError once nothing has come for the time of `patience`.
         """
+        sequences: list[Any] = [None] * len(rows)
+        for place, silhouettes in self.each(rows):
+            sequences[place] = silhouettes
+        return sequences
+
+    def each(self, rows: Sequence[int] | np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """As `read`, one at a time: (place in `rows`, silhouettes), in the order in which they lie in the shards.
+
+        Whoever lets go of each before the next works in the processor's cache, and takes half the time.
+        """
         wanted = np.asarray(rows, np.int64)
         if wanted.size == 0:
-            return []
+            return
         if wanted.min() < 0 or wanted.max() >= len(self):
             raise IndexError(f"rows go from 0 to {len(self) - 1}, asked for {wanted.min()} to {wanted.max()}.")
-        # Rows of a shard stand in its order, so this reads each shard forwards.
-        distinct, places = np.unique(wanted, return_inverse=True)
-        sequences = self._read_distinct(distinct)
-        self._statistics.add(sequences=len(distinct))
-        return [sequences[place] for place in places.tolist()]
+        order = np.argsort(wanted, kind="stable")
+        first_of_row = np.flatnonzero(np.diff(wanted[order], prepend=-1))
+        places = iter(order.tolist())
+        repeats = np.diff(first_of_row, append=len(order)).tolist()
+        for num_places, silhouettes in zip(repeats, self._read_distinct(wanted[order[first_of_row]]), strict=True):
+            for _ in range(num_places):
+                yield next(places), silhouettes
+            del silhouettes  # its memory is the next one's
+        self._statistics.add(sequences=len(repeats))
 
-    def _read_distinct(self, rows: np.ndarray) -> list[np.ndarray]:
+    def _read_distinct(self, rows: np.ndarray) -> Iterator[np.ndarray]:
         names = self.index["shard"].take(pa.array(rows)).to_pylist()
         starts = self._offsets[rows]
         ranges = list(map(Range, names, starts.tolist(), (starts + self._sizes[rows]).tolist()))
         sums, frames = self._sums[rows].tolist(), self.num_frames[rows].tolist()
-        sequences = []
         try:
             arriving = self._store.read_ranges(ranges)
             for row, where, expected, num_frames, payload in zip(
                 rows.tolist(), ranges, sums, frames, arriving, strict=True
             ):
                 good = payload if crc32(payload) == expected else self._read_again(row, where, expected)
-                sequences.append(self._decode(good, row, num_frames))
+                yield self._decode(good, row, num_frames)
         except TooShortError as error:
             raise DamagedShardError(f"{error}: the shard is cut short. {_REMEDY}") from error
         except FileNotFoundError as error:
             raise FileNotFoundError(self._missing(error, names)) from None
-        return sequences
 
     def _read_again(self, row: int, where: Range, expected: int) -> bytes:
         """A passing fault of memory or network is not repeated, one of the shard is."""
