@@ -39,7 +39,7 @@ def fields_way(source: Path, to: Path) -> int:
         frames = []
         for path in sorted(folder.glob("*.png")):
             num_frames += 1
-            normalised = _normalise(cv2.imread(str(path), cv2.IMREAD_GRAYSCALE))
+            normalised = _normalise(np.asarray(cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)))
             if normalised is not None:
                 frames.append(normalised)
         if frames:

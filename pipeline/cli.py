@@ -67,7 +67,8 @@ def pack(
     source: Annotated[Path, typer.Option(help="folder of the raw data")],
     to: Annotated[str, typer.Option(help="folder for the shards")],
     partition: Annotated[
-        str | None, typer.Option(help="who trains, who tests: casia-b, oumvlp or a YAML file; the layout's unless given")
+        str | None,
+        typer.Option(help="who trains, who tests: casia-b, oumvlp or a YAML file; the layout's unless given"),
     ] = None,
     workers: Annotated[int | None, typer.Option(help="processes; all cores unless given")] = None,
     shard_size: Annotated[float, typer.Option(help="megabytes a shard, about")] = 32,

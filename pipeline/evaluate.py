@@ -54,7 +54,9 @@ def evaluate(recipe: Recipe, checkpoint: Path, run: Path | None = None) -> Path 
     digest = hashlib.sha256(weights.path.read_bytes()).hexdigest()
     age = "" if weights.step is None else f", trained {weights.step:,} steps"
     methods = [("trained", f"HSTL{age}", digest)]
-    methods += [(kind, _NAMES[kind], f"{recipe.seed} {network_name(weights, recipe)}") for kind in recipe.evaluate.baselines]
+    methods += [
+        (kind, _NAMES[kind], f"{recipe.seed} {network_name(weights, recipe)}") for kind in recipe.evaluate.baselines
+    ]
     results = []
     for kind, name, identity in methods:
         embedder = _silhouette_embedder() if kind == "gei" else network_embedder(network(kind == "trained"))

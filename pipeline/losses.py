@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
 PARTS_AT_ONCE = 8
 """Parts whose distances are held at once: bounds memory, and keeps a GPU's kernels large."""
 

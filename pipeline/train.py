@@ -18,7 +18,6 @@ from pipeline.model.global_batch import gather
 from pipeline.recipe import Loss, Optimizer, Recipe, Schedule, dump, load
 
 if TYPE_CHECKING:
-
     from shards import Batches, ShardSet
 
 
@@ -26,7 +25,8 @@ def train(recipe: Recipe) -> Path:
     """Trains by the recipe with all processes of the launch; returns the run's folder.
 
     Raises ValueError, FileNotFoundError or FileExistsError on input that cannot be trained on, before anything is
-    written, and FloatingPointError when the loss stops being finite.
+    written, and FloatingPointError when the loss stops being finite on any process, before the weights change. On
+    SIGTERM or SIGUSR2 to any process the step is finished, a checkpoint written, and all processes return.
     """
     # Accelerate and what brings it are imported here: loader workers import this module, too.
     from pipeline import checkpoint
@@ -54,14 +54,17 @@ def train(recipe: Recipe) -> Path:
     if accelerator.is_main_process:
         (run / "recipe.yaml").write_text(dump(recipe))  # only now: a refused resume must not change the run
 
-    with Watch(accelerator, recipe, run, start) as watch:
+    with Watch(accelerator, recipe, run, start) as watch, world.Interruption() as interruption:
         arriving = stream(batches, start, recipe, accelerator.device)
+        leave = False
         while True:
-            last = step >= recipe.train.steps
+            last = leave or step >= recipe.train.steps
             if step > start and (last or step % recipe.train.save_every == 0):
                 with watch.saving():
                     checkpoint.save(accelerator, model, run, step, recipe, shard_set.fingerprint)
             if last:
+                if leave:
+                    accelerator.print(f"interrupted: saved at step {step}; the same command with run={run} goes on")
                 break
             with watch.waiting():
                 batch = next(arriving)
@@ -70,7 +73,8 @@ def train(recipe: Recipe) -> Path:
                 group["lr"] = rate
             output = model(batch["silhouettes"].float() / 255)
             terms = batch_losses(output, batch["labels"], recipe.loss)
-            if not torch.isfinite(terms["loss"]):
+            broken, leave = world.anywhere(accelerator, ~terms["loss"].isfinite(), interruption.asked)
+            if broken:
                 raise FloatingPointError(_not_finite(step, terms, batch["rows"], shard_set))
             accelerator.backward(terms["loss"])
             optimizer.step()

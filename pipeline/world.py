@@ -1,13 +1,17 @@
 """The processes of a run: how they start, what they share. Effects only; nothing here decides what is computed."""
 
 import os
+import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
+from torch import Tensor
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -18,10 +22,14 @@ def start(rank_batch_size: int = 1) -> "Accelerator":
 
     `rank_batch_size` is the number of sequences a process sees a step. Without a launcher it is the only process.
     """
+    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" or not torch.cuda.is_available()
+    if on_cpu:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed warns that it found nothing better
+    # DeepSpeed calls torch's collectives by names that torch is about to drop; users can do nothing about it.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     # Seconds of import: loader workers re-import the main module and must not pay for them.
     from accelerate import Accelerator, InitProcessGroupKwargs
 
-    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" or not torch.cuda.is_available()
     if on_cpu and _under_deepspeed():
         _without_compiled_collectives()
     accelerator = Accelerator(
@@ -58,6 +66,34 @@ def agree(accelerator: "Accelerator", choose: Callable[[], Any]) -> Any:
         return choose()
     chosen = [choose() if accelerator.is_main_process else None]
     return broadcast_object_list(chosen)[0]
+
+
+def anywhere(accelerator: "Accelerator", *flags: Tensor | bool) -> list[bool]:
+    """For each flag, whether it is set on any process; one small exchange, and one wait for the device, for all."""
+    mine = torch.stack([torch.as_tensor(flag, device=accelerator.device).int() for flag in flags])
+    if accelerator.num_processes > 1:
+        dist.all_reduce(mine, dist.ReduceOp.MAX)
+    return [bool(flag) for flag in mine.tolist()]
+
+
+class Interruption:
+    """Notes SIGTERM and SIGUSR2 instead of dying of them; `asked` says whether one came. A second does no harm."""
+
+    SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __enter__(self) -> "Interruption":
+        self._before = [signal.signal(number, self._note) for number in self.SIGNALS]
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in zip(self.SIGNALS, self._before, strict=True):
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: object) -> None:
+        self.asked = True
 
 
 def is_users_mistake(error: Exception) -> bool:

@@ -7,6 +7,8 @@ from typing import TypeVar
 import cv2
 import numpy as np
 
+from shards import png
+
 HEIGHT = 64
 WIDTH = 64
 NETWORK_WIDTH = 44
@@ -17,9 +19,6 @@ ZERO_ONE = "frame's pixels are 0 and 1, not 0 and 255"
 UNREADABLE = "frame is no readable PNG"
 TORN = "frame's PNG is cut short"
 ZERO_BYTES = "frame's file has no bytes"
-
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_PNG_END = b"IEND\xaeB\x60\x82"
 
 Sliceable = TypeVar("Sliceable")  # numpy array or torch tensor
 
@@ -40,11 +39,7 @@ def normalise_frame(frame: np.ndarray) -> np.ndarray | None:
     if frame.dtype != np.uint8 or frame.ndim != 2:
         raise ValueError(f"a frame is uint8 [height, width], this is {frame.dtype} {list(frame.shape)}.")
     # cv2.reduce wants float or int32 sums; a row of uint8 fits int32 up to 8 million columns.
-    rows = (
-        cv2.reduce(frame, 1, cv2.REDUCE_SUM, dtype=cv2.CV_32S).ravel()
-        if frame.size
-        else np.zeros(0, np.int32)
-    )
+    rows = cv2.reduce(frame, 1, cv2.REDUCE_SUM, dtype=cv2.CV_32S).ravel() if frame.size else np.zeros(0, np.int32)
     if rows.sum(dtype=np.int64) < LEAST_PIXEL_SUM:
         return None
     filled = np.flatnonzero(rows)
@@ -65,17 +60,22 @@ def empty_reason(frame: np.ndarray) -> str:
     return ZERO_ONE if frame.size and frame.max() == 1 else ALMOST_EMPTY
 
 
-def read_frame(path: str | Path) -> tuple[np.ndarray | None, str]:
-    """A PNG file -> (uint8 [height, width], "") or (None, why not). One-bit images become 0 and 255."""
+def read_frame(path: str | Path, whole: bool = True) -> tuple[np.ndarray | None, str]:
+    """A PNG file -> (uint8 [height, width], "") or (None, why not). One-bit images become 0 and 255.
+
+    whole: False may leave out empty rows at top and bottom, as `normalise_frame` does first of all.
+    """
     with open(path, "rb") as file:  # noqa: PTH123 - called for every frame: a Path costs a tenth of the read
         data = file.read()
     if not data:
         return None, ZERO_BYTES
-    if not data.startswith(_PNG_SIGNATURE):
+    if not data.startswith(png.SIGNATURE):
         return None, UNREADABLE
     # Some OpenCV releases decode what is there of a torn file and stay silent.
-    if _PNG_END not in data:
+    if png.END not in data:
         return None, TORN
+    if (frame := png.decode_one_bit(data, whole)) is not None:
+        return frame, ""
     frame = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
     return (None, UNREADABLE) if frame is None else (frame, "")
 

@@ -10,8 +10,10 @@ Every part's distance is then right to a relative 1e-8, and the mean over parts 
 """
 
 import mmap
+import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Literal
 
 import numpy as np
@@ -21,8 +23,9 @@ Metric = Literal["euclidean", "cosine"]
 """Of part vectors: the length of their difference, or 1 less the cosine of the angle between them."""
 
 BLOCK_ELEMENTS = 1 << 24  # distances in one block: 64 MiB
-TILE = 2048  # a tile of fp64 squared distances takes 32 MiB
+TILE = 512  # a tile of fp64 squared distances takes 2 MiB
 CANCELLED = 1e-6
+SPREAD = 256  # gallery rows whose mean the distances are taken about, at least
 DIRECT_PAIRS = 1 << 14  # pairs of part vectors computed from their differences at once
 PAIR_ELEMENTS = 1 << 22  # floats of the embeddings that `pairs` holds at once
 
@@ -46,12 +49,14 @@ def blocks(
     for start in range(0, len(probe_rows), num_rows):
         rows = slice(start, min(start + num_rows, len(probe_rows)))
         out = torch.empty(rows.stop - start, len(gallery_rows), device=device)
-        for i in range(start, rows.stop, TILE):
-            probes = _parts(embeddings, probe_rows[i : min(i + TILE, rows.stop)], device)
-            for j in range(0, len(gallery_rows), TILE):
-                gallery = _parts(embeddings, gallery_rows[j : j + TILE], device)
-                tile = _tile(probes, gallery, centre)
-                out[i - start : i - start + tile.shape[0], j : j + tile.shape[1]] = tile
+
+        def compute(j: int, rows: slice = rows, out: torch.Tensor = out) -> None:
+            gallery = _parts(embeddings, gallery_rows[j : j + TILE], device)
+            for i in range(0, len(out), TILE):
+                probes = _parts(embeddings, probe_rows[rows][i : i + TILE], device)
+                out[i : i + TILE, j : j + TILE] = _tile(probes, gallery, centre)
+
+        side_by_side(compute, range(0, len(gallery_rows), TILE), device)
         yield rows, out
 
 
@@ -97,27 +102,42 @@ def take(embeddings: np.ndarray, rows: np.ndarray) -> torch.Tensor:
 
 
 def mean(embeddings: np.ndarray, rows: np.ndarray) -> torch.Tensor:
-    """The mean of some rows, fp64 [parts, channels], of values that fp32 knows."""
+    """About the mean of some rows, fp64 [parts, channels], of values that fp32 knows.
+
+    It only keeps the numbers small, so a few hundred rows spread over all of them do.
+    """
+    spread = rows[:: max(1, len(rows) // SPREAD)]
     # fp32 values less an fp32 centre are all but exact in fp64.
-    total = torch.zeros(embeddings.shape[1:], dtype=torch.float64)
-    for start in range(0, len(rows), TILE):
-        total += take(embeddings, rows[start : start + TILE]).sum(0, dtype=torch.float64)
-    return (total / max(1, len(rows))).float().double()
+    return take(embeddings, spread).mean(0, dtype=torch.float64).float().double()
 
 
-def side_by_side(work: Callable[[int], None], items: Iterable[int]) -> None:
-    """`work` on every item, by as many threads as torch has, each computing alone.
+def side_by_side(work: Callable[[int], None], items: Iterable[int], device: str | torch.device = "cpu") -> None:
+    """`work` on every item: on the CPU by a thread a core, each computing alone; elsewhere one after another."""
+    if torch.device(device).type != "cpu":
+        for item in items:
+            work(item)
+        return
+    with threads_apart(), ThreadPoolExecutor(_num_cores()) as pool:
+        for _ in pool.map(work, items):
+            pass
 
-    Threads that wait for one another in every operation are slow as soon as somebody else needs a core, too.
+
+@contextmanager
+def threads_apart() -> Iterator[None]:
+    """A block in which no operation of torch is shared out to several threads.
+
+    Threads that wait for one another in every operation are slow as soon as anybody else needs a core, too.
     """
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with ThreadPoolExecutor(num_threads) as pool:
-            for _ in pool.map(work, items):
-                pass
+        yield
     finally:
         torch.set_num_threads(num_threads)
+
+
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
 def _parts(embeddings: np.ndarray, rows: np.ndarray, device: torch.device) -> torch.Tensor:

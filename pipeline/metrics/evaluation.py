@@ -10,7 +10,7 @@ import torch
 
 from pipeline.metrics import ranks
 from pipeline.metrics.breakdown import breakdown, hardest_cases
-from pipeline.metrics.distances import Metric
+from pipeline.metrics.distances import Metric, threads_apart
 from pipeline.metrics.matching import Matches, Progress, match
 from pipeline.metrics.protocols import Protocol, Split, load, split
 
@@ -60,7 +60,7 @@ def evaluate(
     ValueError: lengths that differ, a value that is not finite, and what `protocols.load` and `.split`
     refuse.
     """
-    options = {"probes": probes, "distance": distance, "device": device, "progress": progress}
+    options: dict[str, Any] = {"probes": probes, "distance": distance, "device": device, "progress": progress}
     return assess(embeddings, subjects, conditions, views, protocol, **options).metrics
 
 
@@ -108,7 +108,8 @@ def assess(
     seen_from = np.array(views if rules.across_views else [""] * len(views), dtype=object)
     groups = list(chosen.probes.values())
     rows = np.unique(np.concatenate(groups)).astype(np.int64)
-    found = match(values, subjects, seen_from, chosen.gallery, rows, rules, distance, device, progress)
+    with threads_apart():
+        found = match(values, subjects, seen_from, chosen.gallery, rows, rules, distance, device, progress)
     return Assessment(
         metrics=_figures(rules, chosen, found, seen_from),
         hardest=hardest_cases(found.mistakes, subjects, num_hardest),

@@ -6,7 +6,7 @@ third of the time of fp64 (`distances.blocks`).
 
 The bound, with u = 2^-24, part vectors x and y about the gallery's mean, N the sum of the largest |x| and |y| at hand:
     taking the mean off          moves a distance by at most                   u N
-    |x|^2 + |y|^2 - 2xy          is a dot product of channels + 2 terms:       delta = (channels + 8) u N^2
+    |x|^2 + |y|^2 - 2xy          is a sum of 2 channels + 2 products:          delta = (2 channels + 8) u N^2
     its root s, s kept >= delta  is off by at most delta / sqrt(s), and        4 u sqrt(s) of rounding
     the sum over parts           rounds once a part                            parts u of the sum
 Source: Higham, Accuracy and Stability of Numerical Algorithms, 2002, section 3.1 (whatever the order of summation).
@@ -23,7 +23,7 @@ from pipeline.metrics.distances import Metric
 
 BLOCK_ELEMENTS = 1 << 26  # pairs in one block: 512 MiB
 BLOCK_ROWS = 4096
-TILE_ROWS, TILE_COLUMNS = 512, 256  # a tile stays in a core's cache
+TILE_ROWS, TILE_COLUMNS = 512, 512  # a tile stays in a core's cache
 
 _ROUNDING = 2.0**-24
 _SLACK = 1.01  # for the rounding of the bound itself, and products of errors
@@ -58,8 +58,8 @@ def blocks(
     `embeddings` float [n, parts, channels], may be memory-mapped. `exact` asks for distances throughout; other
     devices than the CPU, cosine and a torch allowed to multiply in less than fp32 get them, too.
     """
-    in_full = torch.get_float32_matmul_precision() == "highest"
-    if exact or metric != "euclidean" or torch.device(device).type != "cpu" or not in_full:
+    full_fp32 = torch.get_float32_matmul_precision() == "highest"
+    if exact or metric != "euclidean" or torch.device(device).type != "cpu" or not full_fp32:
         for rows, found in distances.blocks(embeddings, probe_rows, gallery_rows, device, metric=metric):
             yield _exactly(rows, found)
         return
@@ -94,16 +94,22 @@ def _intervals(
     num_parts, num_channels = centre.shape
     low = torch.empty(len(probe_rows), len(gallery_rows))
     high = torch.empty_like(low)
-    left, left_squared = _about(centre, embeddings, probe_rows)
-    left = torch.cat([left, left_squared[..., None], torch.ones_like(left_squared)[..., None]], 2)
-    longest_left = _longest(left_squared)
+    left = torch.empty(num_parts, len(probe_rows), num_channels + 2)
+
+    def prepare(start: int) -> None:
+        rows = slice(start, start + TILE_ROWS)
+        vectors, squared = _about(centre, embeddings, probe_rows[rows])
+        left[:, rows, :-2], left[:, rows, -2], left[:, rows, -1] = vectors, squared, 1
+
+    distances.side_by_side(prepare, range(0, len(probe_rows), TILE_ROWS))
+    longest_left = _longest(left[:, :, -2])
 
     def compute(start: int) -> None:
         columns = slice(start, start + TILE_COLUMNS)
-        right, right_squared = _about(centre, embeddings, gallery_rows[columns])
-        longest = longest_left + _longest(right_squared)
-        right = torch.cat([-2 * right, torch.ones_like(right_squared)[..., None], right_squared[..., None]], 2)
-        delta = (_SLACK * (num_channels + 8) * _ROUNDING * longest.square()).clamp_min(1e-30).tolist()
+        vectors, squared = _about(centre, embeddings, gallery_rows[columns])
+        longest = longest_left + _longest(squared)
+        right = torch.cat([-2 * vectors, torch.ones_like(squared)[..., None], squared[..., None]], 2)
+        delta = (_SLACK * (2 * num_channels + 8) * _ROUNDING * longest.square()).clamp_min(1e-30).tolist()
         moved = _SLACK * _ROUNDING * float(longest.sum())
         for i in range(0, len(probe_rows), TILE_ROWS):
             total, wide = _tile(left[:, i : i + TILE_ROWS], right, delta)
@@ -130,8 +136,8 @@ def _tile(left: torch.Tensor, right: torch.Tensor, delta: list[float]) -> tuple[
 
 def _about(centre: torch.Tensor, embeddings: np.ndarray, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
     """Part vectors about the centre, fp32 [parts, rows, channels], and their squared lengths, fp32 [parts, rows]."""
-    vectors = (distances.take(embeddings, rows) - centre.float()).float().transpose(0, 1).contiguous()
-    return vectors, vectors.double().square().sum(2).float()
+    vectors = (distances.take(embeddings, rows) - centre.float()).float()
+    return vectors.transpose(0, 1), vectors.square().sum(2).T
 
 
 def _longest(squared: torch.Tensor) -> torch.Tensor:

@@ -199,7 +199,7 @@ def _keys(block: Block, i: torch.Tensor, j: torch.Tensor, shelf: _Gallery) -> to
 def _mistakes(
     block: Block, rows: np.ndarray, who: torch.Tensor, apart: torch.Tensor | None, shelf: _Gallery
 ) -> tuple[np.ndarray, ...]:
-    """The columns of `Mistakes` for this block. `apart`: int64 [rows], the gallery view each probe is not matched at."""
+    """The columns of `Mistakes` for this block. `apart`: int64 [rows], the view each probe is not matched at."""
     columns, own_low, own_high = _own(block, who, shelf)
     absent = columns < 0
     if apart is not None:

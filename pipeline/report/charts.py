@@ -67,9 +67,7 @@ def chart(
         summary=f"{y_label} by {x_label}: {'; '.join(ends)}",
         x_ticks=[(across(x), _text(x)) for x in x_ticks],
         y_ticks=[(down(y), _text(y)) for y in _ticks(y_low, y_high, 4)],
-        lines=[
-            (line.label, line.style, [(across(x), down(y)) for x, y in line.points]) for line in lines[::-1]
-        ],
+        lines=[(line.label, line.style, [(across(x), down(y)) for x, y in line.points]) for line in lines[::-1]],
     )
 
 

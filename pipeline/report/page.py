@@ -141,8 +141,7 @@ def _comparison(results: dict[str, Any], figures: Published) -> dict[str, Any]:
     ]
     columns = list(rows[0]["headline"])
     best = {
-        c: max((row["headline"][c] for row in rows if row["headline"][c] is not None), default=None)
-        for c in columns
+        c: max((row["headline"][c] for row in rows if row["headline"][c] is not None), default=None) for c in columns
     }
     return {
         "columns": columns,
@@ -157,9 +156,7 @@ def _comparison(results: dict[str, Any], figures: Published) -> dict[str, Any]:
 
 def _identical(results: dict[str, Any]) -> list[dict[str, Any]]:
     key = "headline_including_identical_view"
-    return [
-        {"name": m["name"], "headline": m["metrics"][key]} for m in results["methods"] if key in m["metrics"]
-    ]
+    return [{"name": m["name"], "headline": m["metrics"][key]} for m in results["methods"] if key in m["metrics"]]
 
 
 def _maps(method: dict[str, Any]) -> dict[str, Any]:
@@ -171,11 +168,7 @@ def _maps(method: dict[str, Any]) -> dict[str, Any]:
     for group, cells in groups.items():
         rows = []
         for view, row in zip(cells["probe_views"], cells["rank1"], strict=True):
-            apart = [
-                r
-                for r, other in zip(row, cells["gallery_views"], strict=True)
-                if r is not None and other != view
-            ]
+            apart = [r for r, other in zip(row, cells["gallery_views"], strict=True) if r is not None and other != view]
             shades = [
                 {
                     "rate": rate,
@@ -234,9 +227,7 @@ def _cases(results: dict[str, Any], shard_set: Silhouettes | None) -> tuple[list
     cases = []
     for i, case in enumerate(hardest):
         sides = dict(zip(roles, shown[3 * i : 3 * i + 3], strict=True))
-        excess = (
-            100 * (case["distance_right"] / case["distance_taken"] - 1) if case["distance_taken"] else None
-        )
+        excess = 100 * (case["distance_right"] / case["distance_taken"] - 1) if case["distance_taken"] else None
         cases.append(
             {
                 **sides,

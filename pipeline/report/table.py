@@ -21,10 +21,7 @@ def table(results: dict[str, Any]) -> Table:
     made.add_column("rank-1 (%)" if "mean" in columns else "(%)")
     for column in columns:
         made.add_column(column, justify="right")
-    best = {
-        column: max((row[column] for row in rows if row[column] is not None), default=None)
-        for column in columns
-    }
+    best = {column: max((row[column] for row in rows if row[column] is not None), default=None) for column in columns}
     for method, row in zip(results["methods"], rows, strict=True):
         cells = [
             f"[bold]{percent(row[column])}[/bold]"

@@ -106,9 +106,7 @@ _ADMITTED = {
     ("numpy", "ndarray"): _Name(_never_called),
     ("numpy", "dtype"): _Name(_Dtype),
     ("_codecs", "encode"): _Name(_encode),
-    **{
-        (f"numpy.{core}.multiarray", "_reconstruct"): _Name(lambda *_: _Array()) for core in ("core", "_core")
-    },
+    **{(f"numpy.{core}.multiarray", "_reconstruct"): _Name(lambda *_: _Array()) for core in ("core", "_core")},
     **{(f"numpy.{core}.numeric", "_frombuffer"): _Name(_from_buffer) for core in ("core", "_core")},
 }
 

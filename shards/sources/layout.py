@@ -94,9 +94,7 @@ def list_frames(folder: str | Path) -> tuple[list[str], list[str]]:
     return frames, others
 
 
-def find_png_folder(
-    root: Path, subject: str, condition: str, view: str, path: str, skips: Skips
-) -> RawSequence | None:
+def find_png_folder(root: Path, subject: str, condition: str, view: str, path: str, skips: Skips) -> RawSequence | None:
     """The sequence in the folder of PNGs at `path`, or None, counted, when it holds none."""
     frames, others = list_frames(f"{root}/{path}")
     if others:
@@ -199,7 +197,7 @@ def found_or_explained(
 def read_png_folder(root: Path, sequence: RawSequence, skips: Skips) -> np.ndarray:
     """Every usable frame of a folder of PNGs, by name, normalised: uint8 [frames, 64, 64]."""
     kept = []
-    for place, frame in read_frames(root, sequence, skips):
+    for place, frame in read_frames(root, sequence, skips, whole=False):
         normalised = silhouettes.normalise_frame(frame)
         if normalised is None:
             skips.add(silhouettes.empty_reason(frame), place)
@@ -209,12 +207,14 @@ def read_png_folder(root: Path, sequence: RawSequence, skips: Skips) -> np.ndarr
 
 
 def read_frames(
-    root: Path, sequence: RawSequence, skips: Skips, is_frame: Callable[[str], bool] = bool
+    root: Path, sequence: RawSequence, skips: Skips, is_frame: Callable[[str], bool] = bool, whole: bool = True
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """(path, uint8 [height, width]) of every readable PNG of a sequence whose name `is_frame`, by name."""
+    """(path, uint8 [height, width]) of every readable PNG of a sequence whose name `is_frame`, by name; with
+    all their rows only if `whole`.
+    """
     folder = root / sequence.path
     for name in filter(is_frame, list_frames(folder)[0]):
-        frame, reason = silhouettes.read_frame(f"{folder}/{name}")
+        frame, reason = silhouettes.read_frame(f"{folder}/{name}", whole)
         if frame is None:
             skips.add(reason, f"{sequence.path}/{name}")
         else:

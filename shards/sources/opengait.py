@@ -46,9 +46,7 @@ def _name_fault(name: str) -> str | None:
     return None if (fault := part_fault(name)) is None else f"folder's name {fault}"
 
 
-def _find_pickle(
-    root: Path, subject: str, condition: str, view: str, path: str, skips: Skips
-) -> RawSequence | None:
+def _find_pickle(root: Path, subject: str, condition: str, view: str, path: str, skips: Skips) -> RawSequence | None:
     names = list_files(root / path)
     pickles = [name for name in names if name.endswith(".pkl")]
     if others := [name for name in names if not name.endswith(".pkl")]:

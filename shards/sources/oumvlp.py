@@ -35,10 +35,7 @@ def discover(root: Path, skips: Skips) -> Iterator[RawSequence]:
     def look(place: tuple[str, list[str]], skips: Skips) -> list[RawSequence]:
         walk, subjects = place
         view, condition = _WALK.fullmatch(walk).groups()  # type: ignore[union-attr]
-        found = (
-            find_png_folder(root, subject, condition, view, f"{walk}/{subject}", skips)
-            for subject in subjects
-        )
+        found = (find_png_folder(root, subject, condition, view, f"{walk}/{subject}", skips) for subject in subjects)
         return [sequence for sequence in found if sequence is not None]
 
     found = look_in_parallel(_places(root, own), look, own)

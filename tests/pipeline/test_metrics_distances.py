@@ -23,9 +23,7 @@ def exact(probes: np.ndarray, gallery: np.ndarray) -> np.ndarray:
     st.sampled_from([1e-7, 1e-4, 1.0, 1e4]),
     st.integers(1, 4),
 )
-def test_right_to_a_unit_in_the_last_place_far_from_the_origin_and_near_each_other(
-    seed, offset, spread, parts
-):
+def test_right_to_a_unit_in_the_last_place_far_from_the_origin_and_near_each_other(seed, offset, spread, parts):
     rng = np.random.default_rng(seed)
     base = offset + rng.standard_normal((1, parts, 16))
     probes = (base + spread * rng.standard_normal((7, parts, 16))).astype(np.float32)
@@ -43,9 +41,7 @@ def test_fp32_expansion_would_rank_near_duplicates_wrongly_and_this_does_not():
     rng = np.random.default_rng(0)
     probe = rng.standard_normal((1, 4, 128)).astype(np.float32) * 10
     steps = np.linspace(1e-4, 1e-2, 50, dtype=np.float32)
-    gallery = np.concatenate(
-        [probe + step for step in steps] + [rng.standard_normal((20, 4, 128)).astype(np.float32)]
-    )
+    gallery = np.concatenate([probe + step for step in steps] + [rng.standard_normal((20, 4, 128)).astype(np.float32)])
     order = ranks.nearest(distances(probe, gallery), 50)[1][0].tolist()
     assert order == list(range(50))
     a, b = torch.from_numpy(probe[:, 0]), torch.from_numpy(gallery[:, 0])
@@ -77,6 +73,7 @@ def test_a_memory_mapped_file_is_read_a_tile_at_a_time(tmp_path, monkeypatch):
     values = np.random.default_rng(2).standard_normal((60, 2, 4)).astype(np.float32)
     np.save(tmp_path / "e.npy", values)
     monkeypatch.setattr(module, "TILE", 8)
+    monkeypatch.setattr(module, "SPREAD", 4)
     largest = 0
 
     class Watched(np.memmap):
@@ -87,9 +84,7 @@ def test_a_memory_mapped_file_is_read_a_tile_at_a_time(tmp_path, monkeypatch):
             return got
 
     mapped = np.load(tmp_path / "e.npy", mmap_mode="r").view(Watched)
-    got = torch.cat(
-        [block for _, block in blocks(mapped, np.arange(30), np.arange(30, 60), block_elements=90)]
-    )
+    got = torch.cat([block for _, block in blocks(mapped, np.arange(30), np.arange(30, 60), block_elements=90)])
     np.testing.assert_allclose(got.numpy(), exact(values[:30], values[30:]).astype(np.float64), rtol=1.2e-7)
     assert 0 < largest <= 8
 
@@ -136,7 +131,4 @@ def test_cumulative_match_leaves_out_probes_that_met_no_gallery():
     first = np.array([1, 3, ranks.NO_MATCH, ranks.NO_GALLERY], np.int32)
     assert ranks.cumulative_match(first, 3) == pytest.approx([100 / 3, 100 / 3, 200 / 3])
     assert np.isnan(ranks.cumulative_match(first[3:], 2)).all()
-    assert (
-        ranks.first_match(torch.zeros(2, 0).long(), torch.zeros(2, 0).bool()).tolist()
-        == [ranks.NO_GALLERY] * 2
-    )
+    assert ranks.first_match(torch.zeros(2, 0).long(), torch.zeros(2, 0).bool()).tolist() == [ranks.NO_GALLERY] * 2

@@ -1,0 +1,10 @@
+"""Runs every benchmark in turn: `make bench`. Each is also a command of its own, with options: `python -m benchmarks.NAME`."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+for file in sorted(Path(__file__).parent.glob("*.py")):
+    if not file.stem.startswith("_"):
+        print(f"\n== {file.stem} ==", flush=True)
+        subprocess.run([sys.executable, "-m", f"benchmarks.{file.stem}"], check=False)
