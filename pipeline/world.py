@@ -115,5 +115,5 @@ def leave_with(error: Exception) -> None:
     sys.exit(2)
 
 
-USER_MISTAKES = (ValueError, FileNotFoundError, FileExistsError)
+USER_MISTAKES = (ValueError, OSError)
 """Errors that, raised by our own code, end in their message."""

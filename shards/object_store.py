@@ -169,9 +169,7 @@ def explain(error: Exception, url: str) -> OSError:
         right = f" to {region[1] or region[2]}" if region else " to the bucket's"
         asked = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
         return PermissionError(f"{url}: the bucket is not in region {asked}: set AWS_REGION{right}.")
-    if _has(
-        text, "169.254.169.254", "metadata.google", "MissingCredential", "token request", "/v2/credentials"
-    ):
+    if _has(text, "169.254.169.254", "metadata.google", "MissingCredential", "token request", "/v2/credentials"):
         return PermissionError(
             f"{url}: no credentials found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (s3), "
             f"GOOGLE_APPLICATION_CREDENTIALS (gs) or AZURE_STORAGE_ACCOUNT_NAME and "

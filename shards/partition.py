@@ -45,9 +45,7 @@ class Partition:
 
 def names() -> list[str]:
     """The partitions that come with this package."""
-    return sorted(
-        file.name.removesuffix(".yaml") for file in _folder().iterdir() if file.name.endswith(".yaml")
-    )
+    return sorted(file.name.removesuffix(".yaml") for file in _folder().iterdir() if file.name.endswith(".yaml"))
 
 
 def load(name_or_file: str | Path) -> Partition:
@@ -98,15 +96,11 @@ def _read(name: str, text: str) -> object:
 
 def _expand(name: str, split: str, entries: object) -> frozenset[str]:
     if not isinstance(entries, list):
-        raise ValueError(
-            f"partition {name}: `{split}` must be a list of subjects or ranges, it is {entries!r}."
-        )
+        raise ValueError(f"partition {name}: `{split}` must be a list of subjects or ranges, it is {entries!r}.")
     subjects: set[str] = set()
     for entry in entries:
         if not isinstance(entry, str) or not entry:
-            raise ValueError(
-                f"partition {name}: `{split}` holds {entry!r}; an entry is a subject or a range 001..074."
-            )
+            raise ValueError(f"partition {name}: `{split}` holds {entry!r}; an entry is a subject or a range 001..074.")
         if ".." not in entry:
             subjects.add(entry)
             continue

@@ -46,8 +46,7 @@ class DataSetSummary:
         )
         splits = list(self.splits)
         counts = {
-            what: {split: self.splits[split][what] for split in splits}
-            for what in ("subjects", "sequences", "frames")
+            what: {split: self.splits[split][what] for split in splits} for what in ("subjects", "sequences", "frames")
         }
         yield _counts_table("", counts, splits)
         yield _counts_table("condition", _by_value(self.conditions), splits)
@@ -134,9 +133,7 @@ def tile(frames: np.ndarray, num_columns: int) -> np.ndarray:
 
 def _rows(sequences: Sequence[np.ndarray], num_frames: int) -> np.ndarray:
     """Every sequence in a row of its own, all rows equally long: a short sequence shows some frames twice."""
-    spread = [
-        sequence[np.linspace(0, len(sequence) - 1, num_frames).round().astype(int)] for sequence in sequences
-    ]
+    spread = [sequence[np.linspace(0, len(sequence) - 1, num_frames).round().astype(int)] for sequence in sequences]
     return tile(np.concatenate(spread), num_frames)
 
 

@@ -3,7 +3,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from pipeline.checkpoint import save_weights
 from pipeline.cli import app
+from pipeline.model import HSTL
 from shards.walkers import write
 
 
@@ -98,3 +100,16 @@ def test_show_names_what_is_missing(packed: Path) -> None:
 def test_report_of_a_run_without_results_says_what_to_run(tmp_path: Path) -> None:
     code, output = hstl("report", tmp_path)
     assert code == 2 and "pipeline.evaluate" in output
+
+
+def test_convert_there_and_back(tmp_path: Path) -> None:
+    recipe = Path(__file__).parents[2] / "recipes" / "demo.yaml"
+    network = HSTL("demo", 3)
+    save_weights(tmp_path / "a.safetensors", network, network.state_dict())
+    assert hstl("convert", tmp_path / "a.safetensors", tmp_path / "b.pt", "--recipe", recipe)[0] == 0
+    code, output = hstl("convert", tmp_path / "b.pt", tmp_path / "c.safetensors", "--recipe", recipe)
+    assert code == 0 and "demo, 25 parts, 3 classes" in output
+    assert (tmp_path / "c.safetensors").read_bytes()[-4096:] == (tmp_path / "a.safetensors").read_bytes()[-4096:]
+    code, output = hstl("convert", tmp_path / "b.pt", tmp_path / "d.safetensors", "--recipe", recipe.with_stem("casia-b"))
+    assert code == 2 and "25 parts, this variant has 73" in output
+    assert not (tmp_path / "d.safetensors").exists()

@@ -80,9 +80,7 @@ def test_missing_empty_or_a_file(tmp_path: Path) -> None:
 
 def test_a_level_off_is_told(tmp_path: Path) -> None:
     write_sequence(tmp_path / "set/001/nm-01/090", 1)
-    with pytest.raises(
-        ValueError, match=r"expected SUBJECT/CONDITION/VIEW.*deeper than expected.*mean .*/set\?"
-    ):
+    with pytest.raises(ValueError, match=r"expected SUBJECT/CONDITION/VIEW.*deeper than expected.*mean .*/set\?"):
         discover(tmp_path)
     with pytest.raises(ValueError, match=r"less deep than expected; did you mean .*/set, or another layout"):
         discover(tmp_path / "set/001")
@@ -90,9 +88,7 @@ def test_a_level_off_is_told(tmp_path: Path) -> None:
 
 def test_another_layout_is_told(tmp_path: Path) -> None:
     write_sequence(tmp_path / "0000/camid0_videoid2/seq0", 1)
-    with pytest.raises(
-        ValueError, match=r"found 0000/camid0_videoid2/seq0/.*depth is right, the names are not"
-    ):
+    with pytest.raises(ValueError, match=r"found 0000/camid0_videoid2/seq0/.*depth is right, the names are not"):
         discover(tmp_path)
 
 

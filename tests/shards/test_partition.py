@@ -66,3 +66,12 @@ def test_grew_keeps_equal_numbers_apart() -> None:
     assert [grew.split_of(s) for s in ("00001train", "00001", "probe", "06001", "20001train")] == [
         "train", "test", "test", None, None,
     ]  # fmt: skip
+
+
+def test_gait3d_is_every_subject_once() -> None:
+    gait3d = partition.load("gait3d")
+    assert (len(gait3d.train), len(gait3d.test)) == (3_000, 1_000)
+    assert gait3d.train | gait3d.test == {f"{number:04d}" for number in range(4_000)}
+    # The first and last of the published lists, TEST_SET and TRAIN_SET, which are not in order.
+    assert {"0002", "0007", "1986", "0094", "1334", "3070", "3993", "1999", "3064"} <= gait3d.test
+    assert {"1234", "1512", "0624", "3248", "3998", "3999", "3362", "1128"} <= gait3d.train
