@@ -1,4 +1,4 @@
-"""Runs every benchmark in turn: `make bench`. Each is also a command of its own, with options: `python -m benchmarks.NAME`."""
+"""Runs every benchmark in turn: `make bench`. Each is a command of its own, too: `python -m benchmarks.NAME`."""
 
 import subprocess
 import sys

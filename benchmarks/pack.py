@@ -13,7 +13,6 @@ import os
 import pickle
 import platform
 import shutil
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -90,7 +89,9 @@ def measure(run: Callable[[Path, Path], int], source: Path) -> dict[str, float]:
 
 
 def compare(source: Path, workers: int, repeats: int) -> dict[str, dict[str, float]]:
-    """Medians over `repeats` rounds in which all take turns; one round before, unmeasured, fills the page cache."""
+    """The least of `repeats` rounds in which all take turns: what else runs on the machine only adds. One round
+    before, unmeasured, fills the page cache.
+    """
     ways: dict[str, Callable[[Path, Path], int]] = {"field's way, 1 process": fields_way, "ours, 1 process": ours(1)}
     if workers > 1:
         ways[f"ours, {workers} processes"] = ours(workers)
@@ -101,8 +102,7 @@ def compare(source: Path, workers: int, repeats: int) -> dict[str, dict[str, flo
             if turn:
                 rounds[name].append(measured)
     return {
-        name: {key: statistics.median(measured[key] for measured in of_way) for key in of_way[0]}
-        for name, of_way in rounds.items()
+        name: {key: min(measured[key] for measured in of_way) for key in of_way[0]} for name, of_way in rounds.items()
     }
 
 

@@ -2,9 +2,9 @@
 
 python -m benchmarks.precision [DATA] [--steps 150] [--seeds 3]
 
-Trains with the recipe's bf16, and beside each tenth step works out what bf16 would have done to what stays in fp32. Then
-embeds the test split with the same weights in fp32, in bf16 as it is, and with more lowered: the largest cosine distance
-to the fp32 embeddings, and rank-1 by CASIA-B's rules.
+Trains with the recipe's bf16, and beside each tenth step works out what bf16 would have done to what stays in fp32.
+Then embeds the test split with the same weights in fp32, in bf16 as it is, and with more lowered: the largest cosine
+distance to the fp32 embeddings, and rank-1 by CASIA-B's rules.
 """
 
 import argparse

@@ -214,7 +214,7 @@ def start(num_subjects: int = 720) -> dict[str, Any]:
         batches = shards.Batches(shard_set, "train", 32, 8, FRAMES)
         next(iter(_loader(batches, range(100), 2, prefetch_factor=2)))
         with_workers = time.perf_counter() - started
-    return {"sequences": 28 * num_subjects, **runs[1], "first_batch_with_2_loader_workers_s": with_workers}
+    return {"sequences_in_set": 28 * num_subjects, **runs[1], "first_batch_with_2_loader_workers_s": with_workers}
 
 
 def made_set(num_subjects: int) -> Iterator[tuple[str, bytes]]:

@@ -20,7 +20,7 @@ app = typer.Typer(
 )
 out = Console()
 
-Url = Annotated[str, typer.Argument(help="folder of packed shards")]
+Url = Annotated[str, typer.Argument(help="folder or URL of packed shards")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="no progress bar")]
 
 
@@ -63,9 +63,9 @@ def walkers(
 
 @app.command()
 def pack(
-    layout: Annotated[str, typer.Option(help="layout of the raw data: casia-b")],
+    layout: Annotated[str, typer.Option(help="layout of the raw data: casia-b, oumvlp, grew, gait3d or opengait")],
     source: Annotated[Path, typer.Option(help="folder of the raw data")],
-    to: Annotated[str, typer.Option(help="folder for the shards")],
+    to: Annotated[str, typer.Option(help="folder or URL (s3://, gs://, az://) for the shards")],
     partition: Annotated[
         str | None,
         typer.Option(help="who trains, who tests: casia-b, oumvlp or a YAML file; the layout's unless given"),
@@ -83,12 +83,17 @@ def pack(
 
 
 @app.command()
-def verify(url: Url, quiet: Quiet = False) -> None:
+def verify(
+    url: Url,
+    workers: Annotated[int | None, typer.Option(help="processes; all cores unless given")] = None,
+    state: Annotated[Path | None, typer.Option(help="file that lets a stopped check go on")] = None,
+    quiet: Quiet = False,
+) -> None:
     """Check every byte against the index and the checksums; exit code 1 if any is wrong."""
     from shards.verify import verify as verify_shards
 
     with _mistakes_explained():
-        report = verify_shards(url, progress=not quiet)
+        report = verify_shards(url, progress=not quiet, workers=workers, state=state)
     out.print(report)
     if not report.ok:
         raise typer.Exit(1)

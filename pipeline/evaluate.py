@@ -1,9 +1,8 @@
-"""Evaluation by a benchmark's protocol; `accelerate launch -m pipeline.evaluate RECIPE --checkpoint DIR|FILE` runs it."""
+"""Evaluation by a benchmark's protocol: `accelerate launch -m pipeline.evaluate RECIPE --checkpoint DIR|FILE`."""
 
 import hashlib
-import json
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,164 +10,196 @@ import numpy as np
 import torch
 
 import shards
-from pipeline import world
-from pipeline.baselines import gei
-from pipeline.embed import Embedder, Work, embed
-from pipeline.metrics import evaluate as measure
-from pipeline.metrics import hardest, verdict
+from pipeline import results, world
+from pipeline.embed import Embedder, Work, embed, frames_at_once, network_embedder, silhouette_embedder
+from pipeline.metrics import assess, protocols
 from pipeline.model import HSTL
+from pipeline.progress import progress
 from pipeline.recipe import Recipe, load
 from pipeline.train import open_run, parse
 
 if TYPE_CHECKING:
+    from pipeline.checkpoint import Weights
     from shards import ShardSet
 
 HARDEST = 12
 """Probes the report shows beside what they were taken for."""
+
+NAMES = {"untrained": "HSTL, untrained", "gei": "nearest gait energy image"}
+
+
+@dataclass(frozen=True)
+class Method:
+    """Something that makes embeddings."""
+
+    kind: str
+    """trained, untrained or gei."""
+    name: str
+    identity: str
+    """What its embeddings depend on beside the data."""
 
 
 def evaluate(recipe: Recipe, checkpoint: Path, run: Path | None = None) -> Path | None:
     """Embeds the test split, applies the recipe's protocol, writes RUN/evaluation/results.json and RUN/report.html.
 
     The run is `run`, else the recipe's, else the one the checkpoint lies in, else a new one. Returns its folder on
-    the main process, None on others. Raises ValueError or FileNotFoundError on what cannot be evaluated.
+    the main process, None on others. Raises ValueError or FileNotFoundError on what cannot be evaluated, before
+    anything is embedded.
     """
     from pipeline import checkpoint as checkpoints
-    from pipeline.report import table, write_report
+    from pipeline.report import write_report
 
     shard_set = shards.open(recipe.data)
-    rows = test_rows(shard_set)
+    sequences = TestSequences.of(shard_set)
+    rules, probes = protocols.load(recipe.evaluate.protocol), listed_probes(recipe)
+    protocols.split(rules, *sequences.names, probes)
     weights = checkpoints.read_weights(checkpoint)
     accelerator = world.start()
     run = Path(world.agree(accelerator, lambda: str(run or _run_of(weights.path, recipe))))
 
-    def network(trained: bool) -> HSTL:
-        torch.manual_seed(recipe.seed)  # untrained: the weights that training with this seed starts from
-        if trained:
-            made = checkpoints.to_network(weights, recipe.network.variant)
-        else:
-            made = HSTL(weights.variant or recipe.network.variant, weights.num_classes)
-        made.precision = recipe.train.precision
-        return made.to(accelerator.device).eval()
-
-    digest = hashlib.sha256(weights.path.read_bytes()).hexdigest()
-    age = "" if weights.step is None else f", trained {weights.step:,} steps"
-    methods = [("trained", f"HSTL{age}", digest)]
-    methods += [
-        (kind, _NAMES[kind], f"{recipe.seed} {network_name(weights, recipe)}") for kind in recipe.evaluate.baselines
-    ]
-    results = []
-    for kind, name, identity in methods:
-        embedder = _silhouette_embedder() if kind == "gei" else network_embedder(network(kind == "trained"))
+    embedded = []
+    most_frames = frames_at_once(accelerator.device)
+    for method in methods(recipe, weights):
+        embedder: Embedder = silhouette_embedder
+        if method.kind != "gei":
+            network = build(method.kind, weights, recipe).to(accelerator.device)
+            embedder = network_embedder(network, most_frames)
         work = Work.at(
-            run / "evaluation" / "embeddings", shard_set, rows, f"{kind} {identity} {recipe.train.precision}"
+            run / "evaluation" / "embeddings",
+            shard_set,
+            sequences.rows,
+            method.identity,
+            most_frames,
+            recipe.evaluate.frames_limit,
         )
-        embeddings = embed(work, embedder, accelerator, recipe.train.workers, name)
-        if embeddings is not None:
-            results.append(_assess(kind, name, embeddings, shard_set, rows, recipe, accelerator.device))
+        embeddings = embed(work, embedder, accelerator, recipe.train.workers, method.name)
+        embedded.append((method, embeddings))
     if not accelerator.is_main_process:
         return None
-    written = {
-        "format": 1,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "protocol": recipe.evaluate.protocol,
-        "recipe": recipe.model_dump(mode="json"),
-        "data": _describe_data(shard_set, rows),
-        "checkpoint": {"path": str(weights.path), "step": weights.step, "sha256": digest},
-        "versions": checkpoints.versions(),
-        "methods": results,
-        "verdict": verdict(results).text,
-    }
-    _write(run / "evaluation" / "results.json", written)
-    _show(table(written), results, written["verdict"], write_report(run, shard_set))
+
+    entries = [
+        _assess(method, embeddings, sequences, recipe, probes, accelerator.device)
+        for method, embeddings in embedded
+        if embeddings is not None
+    ]
+    written = results.gather(recipe, rules, shard_set, sequences.rows, weights, entries, accelerator)
+    results.write(run, written)
+    _submit(run, rules, embedded[0][1], sequences, recipe, accelerator.device)
+    results.show(written, write_report(run, shard_set))
     return run
 
 
-_NAMES = {"untrained": "HSTL, untrained", "gei": "nearest gait energy image"}
+@dataclass(frozen=True)
+class TestSequences:
+    """The test split of a data set, [n] each."""
+
+    __test__ = False  # not a test case, whatever pytest thinks of the name
+    rows: np.ndarray
+    """int64, rows of the index."""
+    names: tuple[list[str], list[str], list[str]]
+    """Subjects, conditions, views."""
+    frames: list[int]
+
+    @classmethod
+    def of(cls, shard_set: "ShardSet") -> "TestSequences":
+        """Raises ValueError where there is none."""
+        rows = np.flatnonzero(shard_set.index["split"].to_numpy() == "test")
+        if not len(rows):
+            raise ValueError(
+                f"{shard_set.url} has no test sequences; pack it with a partition that names test subjects"
+            )
+        table = shard_set.index.take(rows.tolist())
+        subjects, conditions, views = (table[c].to_pylist() for c in ("subject", "condition", "view"))
+        return cls(rows, (subjects, conditions, views), table["frames"].to_pylist())
 
 
-def network_name(weights: Any, recipe: Recipe) -> str:
-    """Variant and classes: what the untrained network depends on, beside the seed."""
-    return f"{weights.variant or recipe.network.variant} {weights.num_classes}"
+def methods(recipe: Recipe, weights: "Weights") -> list[Method]:
+    """The network, then the recipe's baselines."""
+    digest = hashlib.sha256(weights.path.read_bytes()).hexdigest()
+    age = "" if weights.step is None else f", trained {weights.step:,} steps"
+    variant, precision = weights.variant or recipe.network.variant, recipe.evaluate.precision
+    identities = {
+        "untrained": f"untrained {recipe.seed} {variant} {weights.num_classes} {precision}",
+        "gei": "gei",
+    }
+    trained = Method("trained", f"HSTL{age}", f"{digest} {variant} {precision}")
+    return [trained, *(Method(kind, NAMES[kind], identities[kind]) for kind in recipe.evaluate.baselines)]
 
 
-def test_rows(shard_set: "ShardSet") -> np.ndarray:
-    """Rows of the test split, int64; raises ValueError where there is none."""
-    rows = np.flatnonzero(shard_set.index["split"].to_numpy() == "test")
-    if not len(rows):
-        raise ValueError(f"{shard_set.url} has no test sequences; pack it with a partition that names test subjects")
-    return rows
+def build(kind: str, weights: "Weights", recipe: Recipe) -> HSTL:
+    """The network with its weights, or with those that training by this recipe starts from."""
+    from pipeline import checkpoint as checkpoints
+
+    if kind == "trained":
+        network = checkpoints.to_network(weights, recipe.network.variant)
+    else:
+        torch.manual_seed(recipe.seed)
+        network = HSTL(weights.variant or recipe.network.variant, weights.num_classes)
+    network.precision = recipe.evaluate.precision
+    return network.eval()
 
 
-def network_embedder(network: HSTL) -> Embedder:
-    """The network as uint8 silhouettes -> embeddings."""
-
-    def embedder(silhouettes: torch.Tensor) -> torch.Tensor:
-        with torch.inference_mode():
-            return network.embed(silhouettes.float() / 255)
-
-    return embedder
-
-
-def _silhouette_embedder() -> Embedder:
-    def embedder(silhouettes: torch.Tensor) -> torch.Tensor:
-        return torch.from_numpy(np.stack([gei(sequence) for sequence in silhouettes.cpu().numpy()]))
-
-    return embedder
+def listed_probes(recipe: Recipe) -> list[str] | None:
+    """Keys of the probes in the recipe's file, or None. Raises ValueError or FileNotFoundError."""
+    return None if recipe.evaluate.probes is None else protocols.read_probes(Path(recipe.evaluate.probes))
 
 
 def _assess(
-    kind: str,
-    name: str,
+    method: Method,
     embeddings: np.ndarray,
-    shard_set: "ShardSet",
-    rows: np.ndarray,
+    sequences: TestSequences,
     recipe: Recipe,
+    probes: Sequence[str] | None,
     device: torch.device,
 ) -> dict[str, Any]:
     """One method's entry of results.json."""
-    columns = [shard_set.index[c].take(rows.tolist()).to_pylist() for c in ("subject", "condition", "view")]
-    metrics = measure(embeddings, *columns, recipe.evaluate.protocol, device=device)
-    worst: list[dict[str, Any]] = []
-    if kind == "trained":
-        worst = hardest(embeddings, *columns, recipe.evaluate.protocol, HARDEST, device=device)
-        for case in worst:
-            case.update({place: int(rows[case[place]]) for place in ("probe", "taken_for", "right")})
-    return {"name": name, "kind": kind, "metrics": metrics, "hardest": worst}
-
-
-def _describe_data(shard_set: "ShardSet", rows: np.ndarray) -> dict[str, Any]:
-    subjects = shard_set.index["subject"].take(rows.tolist()).unique()
+    with progress(f"distances: {method.name}", len(sequences.rows)) as show:
+        found = assess(
+            embeddings,
+            *sequences.names,
+            recipe.evaluate.protocol,
+            frames=sequences.frames,
+            probes=probes,
+            num_hardest=HARDEST if method.kind == "trained" else 0,
+            distance=recipe.evaluate.distance,
+            device=device,
+            progress=lambda done, total: show(done),
+        )
+    for case in found.hardest:
+        case.update({place: int(sequences.rows[case[place]]) for place in ("probe", "taken_for", "right")})
     return {
-        "url": shard_set.url,
-        "name": shard_set.name,
-        "fingerprint": shard_set.fingerprint,
-        "test_subjects": len(subjects),
-        "test_sequences": len(rows),
+        "name": method.name,
+        "kind": method.kind,
+        "metrics": found.metrics,
+        "hardest": found.hardest,
+        "breakdown": found.breakdown,
     }
+
+
+def _submit(
+    run: Path,
+    rules: protocols.Protocol,
+    embeddings: np.ndarray | None,
+    sequences: TestSequences,
+    recipe: Recipe,
+    device: torch.device,
+) -> None:
+    """Writes what the benchmark's server scores, where the protocol has a server and the data hold its probes."""
+    if rules.submission is None or embeddings is None:
+        return
+    from pipeline import submission
+
+    ranked = submission.rank(embeddings, *sequences.names, rules.submission, recipe.evaluate.distance, device)
+    if ranked:
+        submission.write(run / "evaluation" / submission.ARCHIVE, ranked)
 
 
 def _run_of(weights: Path, recipe: Recipe) -> Path:
     if recipe.run is None and (home := weights.parent.parent.parent / "recipe.yaml").is_file():
         return home.parent
+    if recipe.run is not None and (Path(recipe.run) / "recipe.yaml").is_file():
+        return Path(recipe.run)  # its recipe stays the one it was trained by
     return open_run(recipe)
-
-
-def _write(path: Path, results: dict[str, Any]) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(results, indent=1))
-    partial.replace(path)
-
-
-def _show(table: Any, results: list[dict[str, Any]], verdict: str, page: Path) -> None:
-    from rich.console import Console
-
-    console = Console()
-    console.print(table)
-    for line in results[0]["metrics"]["missing"]:
-        console.print(f"missing: {line}", soft_wrap=True, markup=False)
-    console.print(verdict, soft_wrap=True, markup=False)
-    console.print(f"report: {page}", soft_wrap=True, markup=False)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -179,9 +210,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         "required": True,
         "help": "a run's or a checkpoint's folder, safetensors, or a released .pt",
     }
-    arguments = parse(argv, "Evaluate HSTL by a benchmark's protocol.", checkpoint)
+    limit = {
+        "name": "--frames-limit",
+        "type": int,
+        "metavar": "N",
+        "help": "cut longer sequences to their N middle frames: faster, not exact, and results say so",
+    }
+    arguments = parse(argv, "Evaluate HSTL by a benchmark's protocol.", checkpoint, limit)
+    overrides = arguments.overrides
+    if arguments.frames_limit is not None:
+        overrides = [*overrides, f"evaluate.frames_limit={arguments.frames_limit}"]
     try:
-        evaluate(load(arguments.recipe, arguments.overrides), arguments.checkpoint)
+        evaluate(load(arguments.recipe, overrides), arguments.checkpoint)
     except world.USER_MISTAKES as error:
         world.leave_with(error)
 

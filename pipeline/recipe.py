@@ -109,6 +109,14 @@ class Evaluate(_Section):
     """A protocol by name (casia-b, oumvlp, grew, gait3d), or the path of a YAML file with gallery and probe rules."""
     baselines: Annotated[tuple[Literal["untrained", "gei"], ...], Field(strict=False)] = ()
     """Evaluated on the same data: the network before training, nearest neighbour on gait energy images."""
+    probes: str | None = None
+    """File with the list of probes, for a protocol that takes them from one: Gait3D's PROBE_SET, JSON or YAML."""
+    distance: Literal["euclidean", "cosine"] = "euclidean"
+    """Of part vectors; its mean over parts decides. Published figures are Euclidean."""
+    precision: Literal["bf16", "fp32"] = "fp32"
+    """Arithmetic of the convolutions when embedding."""
+    frames_limit: Positive | None = None
+    """Longer sequences are cut to their middle this many frames. Not exact: rates depend on it, and results say so."""
 
     @model_validator(mode="after")
     def _protocol_is_known(self) -> "Evaluate":

@@ -94,7 +94,8 @@ def connect(url: str, max_retries: int = NUM_RETRIES) -> Any:
         options["client_options"]["allow_http"] = endpoint.startswith("http://")
         return store.AzureStore(host, prefix=path.strip("/") or None, **options)
     except (BaseError, ValueError) as error:
-        raise ValueError(f"{url}: {_plain(error)[:500]}") from None
+        account = " Set AZURE_STORAGE_ACCOUNT_NAME." if "Account must be specified" in str(error) else ""
+        raise ValueError(f"{url}: {_plain(error)[:500]}.{account}") from None
 
 
 def s3_settings() -> dict[str, Any]:

@@ -57,8 +57,10 @@ def decode_one_bit(data: bytes, whole: bool = True) -> np.ndarray | None:
     if rows is None:
         return None
     if not whole:
-        filled = np.flatnonzero(rows.any(axis=1))
-        rows = rows[filled[0] : filled[-1] + 1] if len(filled) else rows[:1]
+        in_a_row = rows.tobytes()  # bytes are searched ten times faster than an array
+        first = (len(in_a_row) - len(in_a_row.lstrip(b"\0"))) // (stride - 1)
+        last = (len(in_a_row.rstrip(b"\0")) - 1) // (stride - 1)
+        rows = rows[first : last + 1] if first < height else rows[:1]
     return np.ascontiguousarray(_SPREAD.take(rows).view(np.uint8)[:, :width])
 
 

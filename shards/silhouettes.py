@@ -65,8 +65,11 @@ def read_frame(path: str | Path, whole: bool = True) -> tuple[np.ndarray | None,
 
     whole: False may leave out empty rows at top and bottom, as `normalise_frame` does first of all.
     """
-    with open(path, "rb") as file:  # noqa: PTH123 - called for every frame: a Path costs a tenth of the read
-        data = file.read()
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123 - called for every frame: a Path costs a tenth of the read
+            data = file.read()
+    except IsADirectoryError:  # any other failure may be the disk's: nothing is skipped for that
+        return None, UNREADABLE
     if not data:
         return None, ZERO_BYTES
     if not data.startswith(png.SIGNATURE):

@@ -13,7 +13,7 @@ The benchmarks' own are the YAML files in `rules/`; a user's own data needs a fi
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -32,12 +32,23 @@ class Rule(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
+    subjects: Names | None = None  # names or shell patterns
+    except_subjects: Names | None = None  # names or shell patterns
     conditions: Names | None = None  # names or shell patterns
     views: Names | None = None  # names or shell patterns
     positions: Annotated[list[int], Field(min_length=1)] | None = None
     """Places, from 1, among the subject's own sequences in order of condition and view."""
     listed: bool = False
     """Only the keys `subject-condition-view` that the caller lists as probes."""
+
+
+class Submission(BaseModel):
+    """Which sequences a benchmark's own server asks about."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    gallery: Rule
+    probes: Rule
 
 
 class Protocol(BaseModel):
@@ -61,6 +72,8 @@ class Protocol(BaseModel):
     """Mean average precision and mean inverse negative penalty as well."""
     unmatched: Literal["error", "drop"] = "error"
     """A probe whose subject has no gallery sequence (at the view in question): an error, or no trial."""
+    submission: Submission | None = None
+    """For a benchmark that its own server scores: what `pipeline.submission` ranks for it."""
 
     @field_validator("probes")
     @classmethod
@@ -133,21 +146,14 @@ def split(
     if listed is None and any(rule.listed for rule in _rules(protocol)):
         raise ValueError(
             f"protocol {protocol.name!r} takes its probes from a list and none was given: "
-            "pass `probes`, the keys subject-condition-view of the data set's probe list (Gait3D: PROBE_SET)"
+            "pass `probes`, the keys subject-condition-view of the data set's probe list (Gait3D: PROBE_SET), "
+            "or give a recipe the file that has them, evaluate.probes=FILE"
         )
-    keys = [f"{s}-{c}-{v}" for s, c, v in zip(subjects, conditions, views, strict=True)]
-    place = _places(subjects, conditions, views)
+    keys = _keys(subjects, conditions, views)
     wanted = frozenset(listed or ())
 
     def find(rule: Rule) -> np.ndarray:
-        fits = [
-            _matches(rule.conditions, conditions[i])
-            and _matches(rule.views, views[i])
-            and (rule.positions is None or place[i] in rule.positions)
-            and (not rule.listed or keys[i] in wanted)
-            for i in range(len(keys))
-        ]
-        return np.flatnonzero(np.array(fits, bool))
+        return rows_of(rule, subjects, conditions, views, wanted)
 
     probes = {group: find(rule) for group, rule in protocol.probes.items()}
     is_probe = np.zeros(len(keys), bool)
@@ -180,13 +186,63 @@ def split(
     return Split(gallery, probes, unused, missing)
 
 
+def rows_of(
+    rule: Rule,
+    subjects: Sequence[str],
+    conditions: Sequence[str],
+    views: Sequence[str],
+    listed: Collection[str] = (),
+) -> np.ndarray:
+    """Positions, int64 ascending, of the sequences that fit a rule; arguments as in `split`."""
+    fits = np.ones(len(subjects), bool)
+    for patterns, names in ((rule.subjects, subjects), (rule.conditions, conditions), (rule.views, views)):
+        if patterns is not None:
+            fits &= _match(patterns, names)
+    if rule.except_subjects is not None:
+        fits &= ~_match(rule.except_subjects, subjects)
+    if rule.positions is not None:
+        fits &= np.isin(_places(subjects, conditions, views), rule.positions)
+    if rule.listed:
+        fits &= np.array([key in listed for key in _keys(subjects, conditions, views)], bool)
+    return np.flatnonzero(fits)
+
+
+def read_probes(path: Path) -> list[str]:
+    """Keys `subject-condition-view` of a list of probes: JSON or YAML, the list itself or under PROBE_SET or probes.
+
+    Raises FileNotFoundError, or ValueError for a file without such a list.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"list of probes {path} does not exist; Gait3D's is PROBE_SET in its Gait3D.json")
+    try:
+        # BaseLoader keeps every scalar a string; JSON is YAML.
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"list of probes {path} is neither JSON nor YAML: {error}") from error
+    found = content
+    if isinstance(content, dict):
+        found = next((content[key] for key in ("PROBE_SET", "probes") if key in content), None)
+    if not isinstance(found, list) or not found or not all(isinstance(key, str) for key in found):
+        raise ValueError(
+            f"list of probes {path} holds no list of keys subject-condition-view, by itself or under "
+            f"PROBE_SET or probes"
+        )
+    return found
+
+
+def _keys(subjects: Sequence[str], conditions: Sequence[str], views: Sequence[str]) -> list[str]:
+    return [f"{s}-{c}-{v}" for s, c, v in zip(subjects, conditions, views, strict=True)]
+
+
 def _rules(protocol: Protocol) -> list[Rule]:
     gallery = [] if isinstance(protocol.gallery, str) else [protocol.gallery]
     return [*gallery, *protocol.probes.values()]
 
 
-def _matches(patterns: Sequence[str] | None, name: str) -> bool:
-    return patterns is None or any(fnmatchcase(name, pattern) for pattern in patterns)
+def _match(patterns: Sequence[str], names: Sequence[str]) -> np.ndarray:
+    """Which names, bool [n], are or fit one of the patterns."""
+    fits = {name: any(fnmatchcase(name, pattern) for pattern in patterns) for name in set(names)}
+    return np.array([fits[name] for name in names], bool)
 
 
 def _places(subjects: Sequence[str], conditions: Sequence[str], views: Sequence[str]) -> list[int]:

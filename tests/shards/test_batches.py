@@ -71,9 +71,7 @@ def test_no_subject_comes_twice_in_a_batch_or_more_often_than_another(num_subjec
         assert counts.max() - counts.min() <= 1
     _subject_order.cache_clear()  # from any start, knowing nothing of the steps before
     np.testing.assert_array_equal(_subjects_of_step(num_subjects, P, seed, 119), batch)
-    far = np.concatenate(
-        [_subjects_of_step(num_subjects, P, seed, start + step) for step in range(num_subjects)]
-    )
+    far = np.concatenate([_subjects_of_step(num_subjects, P, seed, start + step) for step in range(num_subjects)])
     assert (np.bincount(far) == P).all() or start * P % num_subjects  # whole epochs, when begun with one
     assert np.ptp(np.bincount(far, minlength=num_subjects)) <= 2
 
@@ -89,9 +87,7 @@ def test_subjects_stand_anywhere_in_an_epoch() -> None:
 
 def test_subjects_and_sequences_come_equally_often_in_the_long_run() -> None:
     table = SubjectTable.of(table_of([6] * 10), "train")
-    rows, labels = map(
-        np.concatenate, zip(*(draw(table, 4, 2, 1, step) for step in range(3_000)), strict=True)
-    )
+    rows, labels = map(np.concatenate, zip(*(draw(table, 4, 2, 1, step) for step in range(3_000)), strict=True))
     assert (np.bincount(labels) == 2 * 3_000 * 4 // 10).all()
     sequences = np.bincount(rows, minlength=65)[table.rows] / (3_000 * 0.4 * 2 / 6)
     assert np.abs(sequences - 1).max() < 0.2
@@ -168,7 +164,16 @@ def test_global_batch_does_not_depend_on_the_world(packed: Path, world_size: int
         assert_same(global_batch(shard_set, step, world_size), global_batch(shard_set, step))
 
 
-@pytest.mark.parametrize(("num_workers", "context"), [(0, None), (1, "fork"), (2, "forkserver")])
+@pytest.mark.parametrize(
+    ("num_workers", "context"),
+    [
+        (0, None),
+        (1, "fork"),
+        (2, "forkserver"),
+        pytest.param(3, "forkserver", marks=pytest.mark.slow),
+        pytest.param(4, "forkserver", marks=pytest.mark.slow),
+    ],
+)
 def test_loader_gives_the_same_from_every_start(packed: Path, num_workers: int, context: str | None) -> None:
     shard_set = shards.open(packed)
     expected = [global_batch(shard_set, step) for step in range(5)]

@@ -48,7 +48,7 @@ def assert_same(found: list[torch.Tensor], expected: list[torch.Tensor]) -> None
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_fault_often(kind: str, url: str, proxy: Proxy, packed: Path) -> None:
-    proxy.faults[kind] = Fault(0.2, seconds=0.9 if kind == "stall" else 0.1, times=12)
+    proxy.faults[kind] = Fault(0.2, seconds=0.9 if kind == "stall" else 0.1, times=5)
     shard_set = shards.open(url)
     assert_same(batches_of(shard_set, 25), batches_of(shards.open(packed), 25))
     assert proxy.happened[kind] > 3
@@ -63,7 +63,7 @@ def test_each_fault_often(kind: str, url: str, proxy: Proxy, packed: Path) -> No
 def test_every_fault_on_one_request_in_twenty(
     cached: bool, url: str, proxy: Proxy, packed: Path, tmp_path: Path
 ) -> None:
-    proxy.faults.update({kind: Fault(0.05, seconds=0.9 if kind == "stall" else 0.2) for kind in KINDS})
+    proxy.faults.update({kind: Fault(0.05, seconds=0.8 if kind == "stall" else 0.1) for kind in KINDS})
     shard_set = shards.open(url, cache=tmp_path / "cache" if cached else None)
     assert_same(batches_of(shard_set, 30), batches_of(shards.open(packed), 30))
     if cached:

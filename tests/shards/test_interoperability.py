@@ -77,6 +77,9 @@ def files(request: pytest.FixtureRequest, packed: Path) -> list[str]:
 
 def test_datasets(files: list[str], expected: dict[str, np.ndarray], tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
+    if "://" in files[0]:
+        pytest.importorskip("aiohttp", reason="datasets reads URLs by fsspec[http]: pip install aiohttp requests")
+        pytest.importorskip("requests")
     stream = datasets.load_dataset(
         "webdataset", data_files={"train": files}, streaming=True, split="train", cache_dir=str(tmp_path)
     )

@@ -40,6 +40,12 @@ def test_which_is_which() -> None:
             connect(url)
 
 
+def test_azure_without_an_account(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_NAME", raising=False)
+    with pytest.raises(ValueError, match=r"az://c/x: .*Set AZURE_STORAGE_ACCOUNT_NAME"):
+        connect("az://c/x")
+
+
 def test_profile_is_read_and_variables_win(no_settings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = no_settings / ".aws"
     folder.mkdir()

@@ -101,6 +101,9 @@ def test_unreadable_files_are_told_apart(tmp_path: Path) -> None:
     for content, expected in cases.items():
         (tmp_path / "x.png").write_bytes(content)
         assert read_frame(tmp_path / "x.png") == (None, expected)
+    assert read_frame(tmp_path) == (None, silhouettes.UNREADABLE)
+    with pytest.raises(FileNotFoundError):
+        read_frame(tmp_path / "gone.png")
 
 
 def test_cut() -> None:
