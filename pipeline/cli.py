@@ -117,6 +117,71 @@ def show(
 
 
 @app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="folders of evaluated runs, or results files")],
+    json_file: Annotated[Path | None, typer.Option("--json", help="write the comparison here, too")] = None,
+) -> None:
+    """Set runs beside one another and beside the published figures, and say what is comparable."""
+    import json
+
+    from pipeline.compare import compare as compare_runs
+
+    with _mistakes_explained():
+        comparisons = compare_runs(runs)
+        if json_file is not None:
+            json_file.write_text(json.dumps([one.to_dict() for one in comparisons], indent=1))
+    for one in comparisons:
+        out.print(one, soft_wrap=True)
+
+
+@app.command()
+def identify(
+    probe: Annotated[str, typer.Argument(help="folder of one walk's PNG frames, or a key of the gallery's data set")],
+    gallery: Annotated[str, typer.Option(help="folder or URL of packed shards")],
+    checkpoint: Annotated[Path, typer.Option(help="a run's or a checkpoint's folder, safetensors, or a released .pt")],
+    variant: Annotated[str | None, typer.Option(help="network of a released file, such as casia-b")] = None,
+    split: Annotated[str, typer.Option(help="sequences to search: test, train or all")] = "test",
+    top: Annotated[int, typer.Option(help="people and sequences to list", min=1)] = 10,
+    json_file: Annotated[Path | None, typer.Option("--json", help="write the answer here, too")] = None,
+    html: Annotated[Path | None, typer.Option(help="write a page with pictures here, too")] = None,
+    cache: Annotated[Path | None, typer.Option(help="folder that keeps the gallery's embeddings")] = None,
+) -> None:
+    """Search a gallery for the people whose walk is nearest to a probe's."""
+    import json
+
+    from pipeline.identify import identify as search
+    from pipeline.identify import write_page
+
+    with _mistakes_explained():
+        answer, frames, shard_set = search(
+            probe, gallery, checkpoint, variant=variant, split=split, top=top, cache=cache
+        )
+        if json_file is not None:
+            json_file.write_text(json.dumps(answer.to_dict(), indent=1))
+        if html is not None:
+            write_page(html, answer, frames, shard_set)
+    out.print(answer, soft_wrap=True)
+
+
+@app.command("check-submission")
+def check_submission(
+    file: Annotated[Path, typer.Argument(help="submission.zip or submission.csv, as GREW's server takes it")],
+    data: Annotated[str | None, typer.Option(help="GREW's packed shards: probes and gallery are checked, too")] = None,
+) -> None:
+    """Check a submission before it is sent; exit code 1 if anything is wrong."""
+    from pipeline.submission import faults, known_names
+
+    with _mistakes_explained():
+        found = faults(file, *(known_names(data) if data else (None, None)))
+    for fault in found:
+        out.print(f"{file}: {fault}", soft_wrap=True, markup=False)
+    if found:
+        raise typer.Exit(1)
+    against = f"against {data}" if data else "its form alone; --data checks probes and gallery, too"
+    out.print(f"{file}: nothing wrong ({against})", soft_wrap=True, markup=False)
+
+
+@app.command()
 def report(run: Annotated[Path, typer.Argument(help="folder of a run")]) -> None:
     """Write RUN/report.html from the run's metrics and results."""
     import json

@@ -11,11 +11,12 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
 import torch
 
 from pipeline.metrics import ranks
 from pipeline.metrics.distances import Metric, blocks
-from pipeline.metrics.protocols import Submission, rows_of
+from pipeline.metrics.protocols import Submission, load, rows_of
 
 ARCHIVE = "submission.zip"
 MEMBER = "submission.csv"
@@ -97,6 +98,21 @@ def faults(path: Path, videos: Collection[str] | None = None, subjects: Collecti
     if len(found) > _MOST_FAULTS:
         found[_MOST_FAULTS:] = [f"and {len(found) - _MOST_FAULTS} more"]
     return found
+
+
+def known_names(url: str) -> tuple[set[str], set[int]]:
+    """Probe videos and gallery subjects of GREW's packed test split. Raises ValueError where there is neither."""
+    import shards
+
+    shard_set = shards.open(url)
+    table = shard_set.index.filter(pc.equal(shard_set.index["split"], "test"))
+    subjects, conditions, views = (table[column].to_pylist() for column in ("subject", "condition", "view"))
+    rules = load("grew").submission
+    assert rules is not None, "grew's rules say what its server asks about"
+    gallery, probes = (rows_of(rule, subjects, conditions, views) for rule in (rules.gallery, rules.probes))
+    if not len(gallery) or not len(probes):
+        raise ValueError(f"{url} holds {len(gallery)} gallery and {len(probes)} probe sequences of GREW's: pack test/")
+    return {views[row] for row in probes.tolist()}, {int(subjects[row]) for row in gallery.tolist()}
 
 
 def _content(path: Path, found: list[str]) -> str | None:

@@ -1,6 +1,7 @@
 """Training, from a recipe to checkpoints; what `accelerate launch -m pipeline.train RECIPE [key=value ...]` runs."""
 
 import argparse
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 from datetime import datetime
@@ -54,7 +55,7 @@ def train(recipe: Recipe) -> Path:
     if accelerator.is_main_process:
         (run / "recipe.yaml").write_text(dump(recipe))  # only now: a refused resume must not change the run
 
-    with Watch(accelerator, recipe, run, start) as watch, world.Interruption() as interruption:
+    with Watch(accelerator, recipe, run, start, shard_set) as watch, world.Interruption() as interruption:
         arriving = stream(batches, start, recipe, accelerator.device)
         leave = False
         while True:
@@ -115,7 +116,7 @@ def stream(batches: "Batches", start: int, recipe: Recipe, device: torch.device)
     """Batches from step `start` to the recipe's last, in order, prepared ahead by worker processes."""
     loader: DataLoader[dict[str, Tensor]] = DataLoader(
         batches,
-        sampler=range(start, recipe.train.steps),
+        sampler=range(start + 1, recipe.train.steps),
         batch_size=None,
         num_workers=recipe.train.workers,
         # Forked workers would inherit threads and clients of object stores that do not survive a fork.
@@ -123,7 +124,9 @@ def stream(batches: "Batches", start: int, recipe: Recipe, device: torch.device)
         prefetch_factor=4 if recipe.train.workers else None,
         pin_memory=device.type == "cuda",
     )
-    for batch in loader:
+    following = iter(loader)
+    # Workers take seconds to start; meanwhile this process makes the first batch itself.
+    for batch in itertools.chain([batches[start]], following):
         yield {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 
 

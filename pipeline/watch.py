@@ -17,6 +17,8 @@ from pipeline.recipe import Recipe
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from shards import ShardSet
+
 
 class Watch:
     """Collects the losses and times of every step; every `log_every` steps reports their means.
@@ -24,8 +26,10 @@ class Watch:
     Losses are summed on the device and fetched once a report: reading one each step would stall a GPU.
     """
 
-    def __init__(self, accelerator: "Accelerator", recipe: Recipe, run: Path, start: int) -> None:
-        self.accelerator, self.recipe, self.run = accelerator, recipe, run
+    def __init__(
+        self, accelerator: "Accelerator", recipe: Recipe, run: Path, start: int, shard_set: "ShardSet"
+    ) -> None:
+        self.accelerator, self.recipe, self.run, self.shard_set = accelerator, recipe, run, shard_set
         self.step = start
         self._sums: dict[str, Tensor] = {}
         self._steps_since = 0
@@ -101,7 +105,8 @@ class Watch:
             "seconds": now - self._begin,
         }
         if self._log is not None:
-            self._log.write(line)
+            # Requests, retries, cache hits of this process and its loader workers: a slow store shows here first.
+            self._log.write({**line, "store": self.shard_set.statistics})
             self._show(line)
         self.accelerator.log({k: v for k, v in line.items() if k != "step"}, step=self.step)
         self._sums, self._steps_since = {}, 0

@@ -22,7 +22,8 @@ def published(results: dict[str, Any]) -> Published:
     """What is published for the protocol of `results` (results.json).
 
     Comparable only where everything known agrees: the benchmark's data set by name, its number of test
-    subjects (and of test sequences, where that is known), and no demo recipe. The local score of a benchmark
+    subjects (and of test sequences, where that is known), and nothing of the recipe's own: no demo, no frames
+    limit, no other distance, no network trained elsewhere. The local score of a benchmark
     that is scored by a server never is.
     """
     protocol, data, recipe = results["protocol"], results.get("data", {}), results.get("recipe", {})
@@ -36,6 +37,12 @@ def published(results: dict[str, Any]) -> Published:
         reasons.append(f"the data set is {data.get('name', 'unnamed')}, not {protocol}")
     if str(recipe.get("name", "")).startswith("demo"):
         reasons.append("the recipe is the demo's")
+    if data.get("other_than_trained_on"):
+        reasons.append("the network was trained on other data")
+    if data.get("frames_limit", {}).get("sequences_cut"):
+        reasons.append("sequences were cut by a frames limit")
+    if (distance := recipe.get("evaluate", {}).get("distance", "euclidean")) != "euclidean":
+        reasons.append(f"distances are {distance}")
     # Preprocessing may drop a sequence or two; made data with as many subjects has none missing.
     for key, slack in (("test_subjects", 0), ("test_sequences", 10)):
         here, official = data.get(key, 0), entry.get(key)

@@ -34,6 +34,8 @@ class Chart:
     left: int = LEFT
     right: int = RIGHT
     bottom: int = BOTTOM
+    dots: bool = False
+    """Whether every point is marked."""
 
 
 def chart(
@@ -43,8 +45,9 @@ def chart(
     *,
     x_log: bool = False,
     y_limits: tuple[float, float] | None = None,
+    dots: bool = False,
 ) -> Chart:
-    """`lines`, with at least one point in all, on shared axes with four or so ticks each."""
+    """`lines`, with at least one point in all, on shared axes with four or so ticks each; `dots` mark the points."""
     lines = [line for line in lines if line.points]
     x_low, x_high = _limits([x for line in lines for x, _ in line.points])
     y_low, y_high = y_limits or _limits([y for line in lines for _, y in line.points])
@@ -64,6 +67,7 @@ def chart(
     x_ticks = _log_ticks(x_low, x_high) if x_log else _ticks(x_low, x_high, 5)
     return Chart(
         x_label=x_label,
+        dots=dots,
         summary=f"{y_label} by {x_label}: {'; '.join(ends)}",
         x_ticks=[(across(x), _text(x)) for x in x_ticks],
         y_ticks=[(down(y), _text(y)) for y in _ticks(y_low, y_high, 4)],

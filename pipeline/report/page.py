@@ -14,8 +14,9 @@ from pipeline.metrics.verdict import verdict
 from pipeline.report.charts import Line, chart, thinned
 from pipeline.report.pictures import sprite
 from pipeline.report.table import percent
+from pipeline.results import notes as results_notes
+from pipeline.results import read as read_results
 
-FORMAT = 1
 CURVES = {"loss": "loss", "triplet": "triplet loss", "cross_entropy": "cross-entropy", "lr": "learning rate"}
 
 
@@ -39,7 +40,7 @@ def write_report(run: Path, shard_set: Silhouettes | None = None) -> Path:
     FileNotFoundError: no results.json. ValueError: a results.json that is not one of ours.
     """
     run = Path(run)
-    results = _results(run)
+    results = read_results(run)
     steps, notes = _steps(run / "metrics.jsonl")
     cases, case_notes = _cases(results, shard_set)
     recipe = run / "recipe.yaml"
@@ -48,31 +49,37 @@ def write_report(run: Path, shard_set: Silhouettes | None = None) -> Path:
         if recipe.is_file()
         else yaml.safe_dump(results.get("recipe", {}), sort_keys=False, allow_unicode=True)
     )
-    page = (
-        _environment()
-        .get_template("page.html.j2")
-        .render(
-            results=results,
-            main=results["methods"][0],
-            data=results.get("data", {}),
-            verdict=verdict(results["methods"]),
-            comparison=_comparison(results, published(results)),
-            identical=_identical(results),
-            maps=[_maps(method) for method in results["methods"] if "by_view" in method["metrics"]],
-            matches=_matches(results["methods"]),
-            curves=_curves(steps),
-            training_note=notes,
-            cases=cases,
-            case_note=case_notes,
-            missing=results["methods"][0]["metrics"].get("missing", []),
-            recipe=text,
-        )
+    page = render(
+        "page.html.j2",
+        results=results,
+        main=results["methods"][0],
+        data=results.get("data", {}),
+        verdict=verdict(results["methods"]),
+        comparison=_comparison(results, published(results)),
+        identical=_identical(results),
+        maps=[_maps(method) for method in results["methods"] if "by_view" in method["metrics"]],
+        matches=_matches(results["methods"]),
+        lengths=_lengths(results["methods"]),
+        absent_views=results["methods"][0].get("breakdown", {}).get("by_missing_views", []),
+        confused=_confused(results["methods"][0]),
+        results_notes=results_notes(results),
+        curves=_curves(steps),
+        training_note=notes,
+        cases=cases,
+        case_note=case_notes,
+        missing=results["methods"][0]["metrics"].get("missing", []),
+        recipe=text,
     )
     path = run / "report.html"
     part = path.with_name(path.name + ".part")
     part.write_text(page, encoding="utf-8")
     part.replace(path)
     return path
+
+
+def render(template: str, **values: Any) -> str:
+    """A page of this package, whole: what the values hold is escaped, and a name the template misses is an error."""
+    return _environment().get_template(template).render(**values)
 
 
 def _environment() -> jinja2.Environment:
@@ -85,24 +92,6 @@ def _environment() -> jinja2.Environment:
     )
     made.filters["percent"] = percent
     return made
-
-
-def _results(run: Path) -> dict[str, Any]:
-    path = run / "evaluation" / "results.json"
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} does not exist: evaluate the run first, "
-            f"`accelerate launch -m pipeline.evaluate RECIPE --checkpoint {run / 'checkpoints'}/...`"
-        )
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON ({error}): evaluate the run again") from error
-    if not isinstance(results, dict) or results.get("format") != FORMAT or not results.get("methods"):
-        raise ValueError(
-            f"{path} is not a results file of format {FORMAT} with a method at least: evaluate the run again"
-        )
-    return results
 
 
 def _steps(path: Path) -> tuple[list[dict[str, Any]], str]:
@@ -202,6 +191,29 @@ def _matches(methods: list[dict[str, Any]]) -> dict[str, Any]:
             made = chart(lines, "rank k", "recognised within rank k (%)", y_limits=limits)
             charts.append({"group": group, "chart": made})
     return {"charts": charts, "names": [method["name"] for method in methods]}
+
+
+def _lengths(methods: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Rank-1 over sequence length, a line a method, and how many probes the points stand for; None without lengths."""
+    lines = [
+        Line(
+            method["name"],
+            [((b["from"] + b["to"]) / 2, b["rank1"]) for b in method.get("breakdown", {}).get("by_length", [])],
+            style,
+        )
+        for style, method in enumerate(methods)
+    ]
+    ranges = methods[0].get("breakdown", {}).get("by_length", [])
+    if not ranges:
+        return None
+    made = chart(lines, "frames (middle of a range)", "rank-1 (%)", y_limits=(0.0, 100.0), dots=True)
+    return {"chart": made, "ranges": ranges, "names": [method["name"] for method in methods]}
+
+
+def _confused(method: dict[str, Any]) -> list[dict[str, Any]]:
+    """Pairs of people, with the share of the subject's probes that were taken for the other."""
+    pairs = method.get("breakdown", {}).get("confused", [])
+    return [{**pair, "share": pair["num_probes"] / pair["of"]} for pair in pairs]
 
 
 def _cases(results: dict[str, Any], shard_set: Silhouettes | None) -> tuple[list[dict[str, Any]], str]:
