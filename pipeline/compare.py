@@ -1,6 +1,6 @@
 """Runs beside one another and beside the published figures: differences, and which of them mean anything."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -126,7 +126,7 @@ def _unlike(one: dict[str, Any], other: dict[str, Any]) -> str:
     return "; ".join(reasons)
 
 
-def _less(rates: Figures, reference: Figures) -> Figures:
+def _less(rates: Mapping[str, float | None], reference: Mapping[str, float | None]) -> Figures:
     return {
         name: None if rate is None or (other := reference.get(name)) is None else rate - other
         for name, rate in rates.items()

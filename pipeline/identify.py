@@ -91,7 +91,7 @@ def identify(
 
     `probe`: a folder of PNG frames, or the key of a sequence of the gallery's data set, which is then left out of the
     gallery. `split`: test, train or all. `variant` is needed for a released file. Embeddings of the gallery are kept
-    in `cache` (else HSTL_EMBEDDINGS, else the user's cache folder), so a second search is quick.
+    in `cache` (else HSTL_EMBEDDINGS, the checkpoint's run, the user's cache folder): a second search is quick.
     Raises ValueError or FileNotFoundError on what cannot be searched.
     """
     from pipeline import checkpoint as checkpoints
@@ -106,7 +106,7 @@ def identify(
     embedder = network_embedder(network.to(accelerator.device), most_frames)
     digest = hashlib.sha256(weights.path.read_bytes()).hexdigest()
     identity = f"{digest} {network.variant.name} {network.precision}"
-    work = Work.at(_kept(cache), shard_set, rows, identity, most_frames)
+    work = Work.at(_kept(cache, weights.path), shard_set, rows, identity, most_frames)
     known = embed(work, embedder, accelerator, workers, "gallery")
     assert known is not None, "identify runs in one process"
     silhouettes_in = torch.from_numpy(np.ascontiguousarray(silhouettes.cut(frames)))[None]
@@ -202,7 +202,7 @@ def _rank(ranked: list[tuple[int, float]], shard_set: "ShardSet", top: int) -> t
     def describe(chosen: list[tuple[int, float]]) -> list[Found]:
         table = shard_set.index.take([row for row, _ in chosen]).to_pylist()
         return [
-            Found(number, *(entry[c] for c in ("subject", "condition", "view", "key")), row, distance)
+            Found(number, entry["subject"], entry["condition"], entry["view"], entry["key"], row, distance)
             for number, (entry, (row, distance)) in enumerate(zip(table, chosen, strict=True), 1)
         ]
 
@@ -218,8 +218,10 @@ def _gallery_rows(shard_set: "ShardSet", split: str) -> np.ndarray:
     return rows
 
 
-def _kept(cache: Path | None) -> Path:
+def _kept(cache: Path | None, weights: Path) -> Path:
     named = cache or os.environ.get(CACHE_VARIABLE)
     if named:
         return Path(named)
+    if (run := weights.parent.parent.parent).joinpath("recipe.yaml").is_file():
+        return run / "evaluation" / "embeddings"  # evaluating the run leaves the very same there
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hstl" / "embeddings"
