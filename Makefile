@@ -1,7 +1,8 @@
 # make install | demo | test | test-all | check | bench          (paths may hold spaces: everything is relative)
 PYTHON ?= python3
 BIN := .venv/bin
-LAUNCH := $(BIN)/accelerate launch --config_file accelerate_configs/zero2.yaml
+# A thread a process: two processes share two cores (torch would set the same, with a warning).
+LAUNCH := OMP_NUM_THREADS=1 $(BIN)/accelerate launch --config_file accelerate_configs/zero2.yaml
 
 .PHONY: install demo test test-all check format bench clean
 

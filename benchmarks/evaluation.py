@@ -6,8 +6,9 @@ CASIA-B's test split: 5,485 sequences, 73 x 128, 11 views, three conditions. The
 descends from them): for every condition, probe view and gallery view, pick the sequences by their names, compute the
 distances part by part, sort every row, and count. Both get the same embeddings and must come to the same figures.
 
---large makes SEQUENCES random ones with an identity each subject (14 views, galleries missing at random) as a file on
-disk, and evaluates it by OU-MVLP's protocol in a process of its own, whose peak memory is reported.
+--large makes SEQUENCES random ones, an identity each subject (14 views, galleries missing at random), as a file where
+temporary files lie (TMPDIR), and evaluates it by OU-MVLP's protocol in a process of its own, whose peak memory is
+reported.
 """
 
 import argparse
@@ -34,7 +35,7 @@ OUMVLP_VIEWS = [f"{view:03}" for view in (*range(0, 91, 15), *range(180, 271, 15
 Names = tuple[list[str], list[str], list[str]]
 
 
-def casia_b(noise: float = 2.5) -> tuple[np.ndarray, Names]:
+def casia_b(noise: float = 5.0) -> tuple[np.ndarray, Names]:
     """Embeddings fp32 [5485, 73, 128] with an identity in each, and their names."""
     rng = np.random.default_rng(0)
     every = [(f"{s:03}", c, v) for s in range(75, 125) for c in CONDITIONS for v in CASIA_VIEWS]
@@ -71,29 +72,34 @@ def _field_distances(probes: np.ndarray, gallery: np.ndarray) -> torch.Tensor:
 
 
 def compare(repeats: int) -> dict[str, float]:
-    """Seconds of both ways, the best of some; raises AssertionError where their figures differ."""
+    """Seconds of both ways, the best of `repeats`; raises AssertionError where their figures differ."""
     embeddings, names = casia_b()
     as_the_field_has_them = np.ascontiguousarray(embeddings.transpose(0, 2, 1))
-    seconds: dict[str, list[float]] = {"ours": [], "field": []}
+    seconds: dict[str, list[float]] = {"ours": [], "field, one thread": [], "field, all threads": []}
     for _ in range(repeats):
         begin = time.perf_counter()
         ours = evaluate(embeddings, *names, "casia-b")
         seconds["ours"].append(time.perf_counter() - begin)
-        begin = time.perf_counter()
-        theirs = field(as_the_field_has_them, names)
-        seconds["field"].append(time.perf_counter() - begin)
+        # Its many small operations are often faster on one thread, and always when somebody else needs a core.
+        num_threads = torch.get_num_threads()
+        for label, threads in (("field, one thread", 1), ("field, all threads", num_threads)):
+            torch.set_num_threads(threads)
+            begin = time.perf_counter()
+            theirs = field(as_the_field_has_them, names)
+            seconds[label].append(time.perf_counter() - begin)
     off_diagonal = ~np.eye(len(CASIA_VIEWS), dtype=bool)
     for group, rates in theirs.items():
         np.testing.assert_allclose(np.array(ours["by_view"][group]["rank1"]), rates, atol=1e-9)
         mean = np.mean([row[keep].mean() for row, keep in zip(rates, off_diagonal, strict=True)])
         np.testing.assert_allclose(ours["headline"][group], mean, atol=1e-9)
     best = {name: min(times) for name, times in seconds.items()}
-    return {**best, "ratio": best["field"] / best["ours"], "mean rank-1": ours["headline"]["mean"]}
+    fastest = min(best["field, one thread"], best["field, all threads"])
+    return {**best, "ratio to the field's faster": fastest / best["ours"], "mean rank-1": ours["headline"]["mean"]}
 
 
 def large(sequences: int, parts: int, channels: int, probe_views: int) -> dict[str, float | int | str]:
     """Makes the set, evaluates it in a process of its own; what it took."""
-    with tempfile.TemporaryDirectory(dir=".") as folder:
+    with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "embeddings.npy"
         begin = time.perf_counter()
         names = _make(path, sequences, parts, channels)
@@ -119,7 +125,7 @@ def _make(path: Path, sequences: int, parts: int, channels: int) -> Names:
     for start in range(0, len(kept), 1024):
         for row in range(start, min(start + 1024, len(kept))):
             identity = np.random.default_rng(int(kept[row][0])).standard_normal((parts, channels), np.float32)
-            whole[row] = identity + 6 * rng.standard_normal((parts, channels), np.float32)
+            whole[row] = identity + 4 * rng.standard_normal((parts, channels), np.float32)
     whole.flush()
     subjects, conditions, views = (list(column) for column in zip(*kept, strict=True))
     return subjects, conditions, views

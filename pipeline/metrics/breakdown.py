@@ -70,8 +70,10 @@ def breakdown(
 def _by_length(lengths: np.ndarray, share: np.ndarray) -> list[dict[str, Any]]:
     if not len(lengths):
         return []
-    edges = np.unique(np.quantile(lengths, np.linspace(0, 1, NUM_LENGTHS + 1), method="lower"))
-    bins = np.searchsorted(edges[1:-1], lengths, side="right")
+    starts = np.unique(lengths)
+    if len(starts) > NUM_LENGTHS:
+        starts = np.unique(np.quantile(lengths, np.arange(NUM_LENGTHS) / NUM_LENGTHS, method="lower"))
+    bins = np.searchsorted(starts, lengths, side="right")
     made = []
     for number in np.unique(bins):
         here = bins == number

@@ -110,6 +110,7 @@ def test_convert_there_and_back(tmp_path: Path) -> None:
     code, output = hstl("convert", tmp_path / "b.pt", tmp_path / "c.safetensors", "--recipe", recipe)
     assert code == 0 and "demo, 25 parts, 3 classes" in output
     assert (tmp_path / "c.safetensors").read_bytes()[-4096:] == (tmp_path / "a.safetensors").read_bytes()[-4096:]
-    code, output = hstl("convert", tmp_path / "b.pt", tmp_path / "d.safetensors", "--recipe", recipe.with_stem("casia-b"))
+    other = recipe.with_stem("casia-b")
+    code, output = hstl("convert", tmp_path / "b.pt", tmp_path / "d.safetensors", "--recipe", other)
     assert code == 2 and "25 parts, this variant has 73" in output
     assert not (tmp_path / "d.safetensors").exists()
