@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pipeline import world
 from pipeline.baselines import gei
-from pipeline.long_sequences import embed_long
+from pipeline.long_sequences import STRIDE, embed_long
 from pipeline.model import HSTL
 from pipeline.progress import progress
 from shards.silhouettes import cut
@@ -46,7 +46,7 @@ def network_embedder(network: HSTL, most_frames: int) -> Embedder:
 
     def embedder(silhouettes: torch.Tensor) -> torch.Tensor:
         with torch.inference_mode():
-            if silhouettes.shape[1] > most_frames:
+            if silhouettes.shape[1] > max(most_frames, STRIDE):
                 return embed_long(network, silhouettes, most_frames)
             return network.embed(silhouettes.float() / 255)
 

@@ -128,6 +128,21 @@ def choose_frames(num_frames: np.ndarray, frames: int, frames_skip: int, generat
     return (starts[:, None] + within) % num_frames[:, None]
 
 
+def runs(chosen: np.ndarray) -> list[list[tuple[int, int, int]]]:
+    """Chosen frames, int [n, frames] -> of each sequence (start, stop, first): frames `first` and on go to places
+    `start` to `stop`.
+
+    Frames that follow one another are copied as they lie; gathered one by one they would take half as long again.
+    """
+    rows, starts = np.nonzero(np.diff(chosen, axis=1, prepend=-2) != 1)
+    stops = np.append(starts[1:], 0)
+    stops[stops == 0] = chosen.shape[1]  # a row's first run starts at 0: the one before ends its row
+    found: list[list[tuple[int, int, int]]] = [[] for _ in chosen]
+    for row, *run in zip(*(each.tolist() for each in (rows, starts, stops, chosen[rows, starts])), strict=True):
+        found[row].append(tuple(run))
+    return found
+
+
 class Batches(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
     """A map-style data set whose index is the step: `Batches(...)[step]` is this rank's part of batch `step`.
 
@@ -206,20 +221,25 @@ class Batches(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         )
         mine = slice(self.rank * self.rank_batch_size, (self.rank + 1) * self.rank_batch_size)
         rows, labels, chosen = rows[mine], labels[mine], chosen[mine]
-        # Neighbours are copied as they lie; others have to be gathered first, which takes twice the time.
-        neighbours = (np.diff(chosen) == 1).all(1)
         silhouettes = _empty(len(rows), self.frames, self.shard_set.height, NETWORK_WIDTH)
-        stacked = silhouettes.numpy()
+        lines, pieces = _lines(silhouettes.numpy()), runs(chosen)
         for place, sequence in self.shard_set.each(rows):
-            first = chosen[place, 0]
-            which = slice(first, first + self.frames) if neighbours[place] else chosen[place]
-            stacked[place] = cut(sequence)[which]
-            del sequence  # its memory is the next one's
+            narrow, target = _lines(cut(sequence)), lines[place]
+            for start, stop, first in pieces[place]:
+                target[start:stop] = narrow[first : first + stop - start]
+            del sequence, narrow  # their memory is the next one's
         return {
             "silhouettes": silhouettes,
             "labels": torch.from_numpy(labels.astype(np.int64)),
             "rows": torch.from_numpy(rows),
         }
+
+
+def _lines(silhouettes: np.ndarray) -> np.ndarray:
+    """uint8 [..., height, width] -> a view [..., height] whose elements are lines of pixels: copied in two thirds of
+    the time.
+    """
+    return silhouettes.view(f"V{silhouettes.shape[-1]}")[..., 0]
 
 
 def _empty(*shape: int) -> torch.Tensor:

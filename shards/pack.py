@@ -119,7 +119,8 @@ def pack(
     if partition is None and chosen.partition is None:
         raise ValueError(f"layout {layout} brings no partition of its own: name one by --partition NAME|FILE.")
     subjects = load_partition(partition or str(chosen.partition))
-    name = layout if chosen.partition is not None else Path(subjects.name).stem.lower()
+    # Not the layout's: other people in CASIA-B's layout are not CASIA-B.
+    name = Path(subjects.name).stem.lower()
     num_workers = crew.num_workers(workers)
     if shard_size_mb <= 0:
         raise ValueError(f"shard size must be above 0 MB, it is {shard_size_mb}.")

@@ -90,7 +90,7 @@ def decode(payload: bytes | memoryview) -> np.ndarray:
         raise ValueError(
             f"the array's header says {list(shape)}, {len(plain) - start} bytes of pixels follow."
         )
-    return _read_only(np.frombuffer(plain, np.uint8, offset=start).reshape(shape))
+    return _read_only(np.ndarray(shape, np.uint8, plain, start))
 
 
 def _parse_header(plain: bytes | bytearray) -> tuple[tuple[int, int, int], int]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import shards
@@ -61,27 +61,28 @@ def test_frames_at_once_by_device():
     assert frames_at_once(torch.device("meta")) == FRAMES_AT_ONCE["cpu"]
 
 
-@settings(max_examples=25, deadline=None)
-@given(st.integers(3, 70), st.integers(3, 30), st.integers(0, 1000))
-def test_piece_by_piece_along_time_is_the_whole(length, most, seed):
-    torch.manual_seed(seed)
+@pytest.mark.parametrize("most", [3, 7, 15])
+@pytest.mark.parametrize("length", [3, 16, 17, 18, 31, 44])
+def test_piece_by_piece_along_time_is_the_whole(length, most):
+    torch.manual_seed(length)
     network = HSTL("demo", 2).eval().double()
-    silhouettes = torch.randint(0, 256, (2, length, 64, 8), dtype=torch.uint8)
+    silhouettes = torch.randint(0, 256, (2, length, 64, 4), dtype=torch.uint8)
     with torch.inference_mode():
         whole = network.embed(silhouettes.double() / 255)
         pieces = embed_long(network, silhouettes, most)
     torch.testing.assert_close(pieces, whole, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+# The other two have these networks' convolutions.
+@pytest.mark.parametrize("variant", sorted(VARIANTS.keys() - {"casia-b-17", "grew"}))
 def test_piece_by_piece_is_the_whole_for_every_network(variant):
     torch.manual_seed(0)
     network = HSTL(variant, 2).eval().double()
-    length = 2 * halo(network) + 8
-    silhouettes = torch.randint(0, 256, (1, length, 64, 4), dtype=torch.uint8)
+    length = halo(network) + 17
+    silhouettes = torch.randint(0, 256, (1, length, 64, 2), dtype=torch.uint8)
     with torch.inference_mode():
         whole = network.embed(silhouettes.double() / 255)
-        pieces = embed_long(network, silhouettes, 6)
+        pieces = embed_long(network, silhouettes, 12)
     torch.testing.assert_close(pieces, whole, rtol=1e-10, atol=1e-12)
 
 
@@ -127,6 +128,7 @@ def work_at(bench: Bench, folder: Path, most_frames: int = 24, frames_limit: int
 
 
 def embed_all(bench: Bench, folder: Path, most_frames: int = 24, frames_limit: int | None = None) -> np.ndarray | None:
+    os.environ["ACCELERATE_USE_CPU"] = "true"  # as `accelerate launch` says it to processes without GPUs
     network = to_network(read_weights(bench.weights))
     work = work_at(bench, folder, most_frames, frames_limit)
     found = embed(work, network_embedder(network, most_frames), world.start(), 0, "test")
@@ -160,6 +162,7 @@ def test_any_number_of_processes_gives_the_same_bytes(bench, tmp_path, world_siz
 
 
 def _embed_two(bench: Bench, folder: Path) -> np.ndarray | None:
+    os.environ["ACCELERATE_USE_CPU"] = "true"
     shard_set = shards.open(bench.shards)
     work = Work.at(folder, shard_set, np.arange(2), "demo", 1000)
     network = to_network(read_weights(bench.weights))

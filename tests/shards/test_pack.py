@@ -31,7 +31,7 @@ def pack_small(source: Path, to: Path, partition: Path, **options: object) -> sh
 
 def test_every_frame_arrives(raw: Path, packed: Path) -> None:
     shard_set = shards.open(packed)
-    assert shard_set.name == "casia-b" and len(shard_set) == 48
+    assert shard_set.name == "mine" and len(shard_set) == 48
     table = shard_set.index.to_pylist()
     for row, silhouettes in zip(table, shard_set.read(range(48)), strict=True):
         folder = raw / row["subject"] / row["condition"] / row["view"]
