@@ -89,7 +89,7 @@ class Train(_Section):
     keep_every: Positive | None = None
     """Checkpoints at multiples of this many steps are kept for good."""
     log_every: Positive = 100
-    """Steps between lines of metrics.jsonl; a line holds the mean over them."""
+    """Steps between lines of metrics.jsonl; a line holds means over its `steps`, fewer after a resume."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """Arithmetic of the convolutions; parameters and statistics are fp32 in both."""
     micro_batch: Positive | None = None

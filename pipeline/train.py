@@ -3,6 +3,7 @@
 import argparse
 import itertools
 import os
+import platform
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -37,6 +38,8 @@ def train(recipe: Recipe) -> Path:
     batches = open_batches(shard_set, recipe)
     accelerator = world.start(batches.rank_batch_size)
     run = Path(world.agree(accelerator, lambda: str(open_run(recipe))))
+    if not (run / "recipe.yaml").is_file():
+        raise ValueError(f"{run} is not to be seen on {platform.node()}; give a `run` on a disk that all nodes share")
 
     torch.manual_seed(recipe.seed)  # every process starts from the same weights
     network = HSTL(
@@ -49,11 +52,11 @@ def train(recipe: Recipe) -> Path:
     model.train()
 
     step = start = 0
-    if (newest := checkpoint.latest(run)) is not None:
+    if (newest := world.agree(accelerator, lambda: checkpoint.latest(run))) is not None:
         step = start = checkpoint.resume(accelerator, newest, recipe, shard_set.fingerprint)
         accelerator.print(f"resumed {newest} at step {start} of {recipe.train.steps}")
     if accelerator.is_main_process:
-        (run / "recipe.yaml").write_text(dump(recipe))  # only now: a refused resume must not change the run
+        freeze(recipe, run)  # only now: a refused resume must not change the run
 
     with Watch(accelerator, recipe, run, start, shard_set) as watch, world.Interruption() as interruption:
         arriving = stream(batches, start, recipe, accelerator.device)
@@ -64,8 +67,6 @@ def train(recipe: Recipe) -> Path:
                 with watch.saving():
                     checkpoint.save(accelerator, model, run, step, recipe, shard_set.fingerprint)
             if last:
-                if leave:
-                    accelerator.print(f"interrupted: saved at step {step}; the same command with run={run} goes on")
                 break
             with watch.waiting():
                 batch = next(arriving)
@@ -82,6 +83,12 @@ def train(recipe: Recipe) -> Path:
             optimizer.zero_grad()
             step += 1
             watch.step_done(step, terms, rate)
+    if step < recipe.train.steps:
+        accelerator.print(
+            f"interrupted: saved at step {step} of {recipe.train.steps}; the same command with run={run} goes on"
+        )
+    else:
+        accelerator.print(f"trained: {run}")
     return run
 
 
@@ -106,10 +113,20 @@ def open_run(recipe: Recipe) -> Path:
     run = Path(recipe.run or f"runs/{recipe.name}/{datetime.now():%Y%m%d-%H%M%S}")
     if run.is_dir() and any(run.iterdir()) and not (run / "recipe.yaml").is_file():
         raise FileExistsError(f"{run} exists and is not a run (it has no recipe.yaml); give another `run`")
-    run.mkdir(parents=True, exist_ok=True)
-    if not (run / "recipe.yaml").exists():
-        (run / "recipe.yaml").write_text(dump(recipe))
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        if not (run / "recipe.yaml").exists():
+            freeze(recipe, run)
+    except OSError as error:
+        raise OSError(f"the run's folder {run} cannot be made ({error.strerror}); give another `run`") from None
     return run
+
+
+def freeze(recipe: Recipe, run: Path) -> None:
+    """Writes the resolved recipe as RUN/recipe.yaml, whole or not at all."""
+    partial = run / ".recipe.partial"
+    partial.write_text(dump(recipe))
+    partial.replace(run / "recipe.yaml")
 
 
 def stream(batches: "Batches", start: int, recipe: Recipe, device: torch.device) -> Iterator[dict[str, Tensor]]:
@@ -124,7 +141,8 @@ def stream(batches: "Batches", start: int, recipe: Recipe, device: torch.device)
         prefetch_factor=4 if recipe.train.workers else None,
         pin_memory=device.type == "cuda",
     )
-    following = iter(loader)
+    with world.signals_withheld():
+        following = iter(loader)
     # Workers take seconds to start; meanwhile this process makes the first batch itself.
     for batch in itertools.chain([batches[start]], following):
         yield {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
@@ -160,9 +178,9 @@ def _not_finite(step: int, terms: dict[str, Tensor], rows: Tensor, shard_set: "S
     values = ", ".join(f"{name} {value.item()}" for name, value in terms.items())
     keys = ", ".join(shard_set.index["key"].take(rows.tolist()).to_pylist())
     return (
-        f"the loss is not finite at step {step} on rank {os.environ.get('RANK', '0')}: {values}. The weights are "
-        f"those before this step; the last checkpoint is good. A lower optimizer.lr or train.precision=fp32 is the "
-        f"usual remedy. Sequences of this rank: {keys}"
+        f"the loss is not finite at step {step} on rank {os.environ.get('RANK', '0')}: {values}. This step was "
+        f"not taken, and every checkpoint was finite when it was saved. A lower optimizer.lr or train.precision=fp32 "
+        f"is the usual remedy, from the newest checkpoint with train.allow_changes=true. Sequences of this rank: {keys}"
     )
 
 
@@ -180,11 +198,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Command line of `python -m pipeline.train`; exits 2 with a message on mistakes of the user's."""
     arguments = parse(argv, "Train HSTL by a recipe.")
     try:
-        run = train(load(arguments.recipe, arguments.overrides))
+        train(load(arguments.recipe, arguments.overrides))
     except world.USER_MISTAKES as error:
         world.leave_with(error)
-    if os.environ.get("RANK", "0") == "0":
-        print(f"trained: {run}")
 
 
 if __name__ == "__main__":

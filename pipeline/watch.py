@@ -61,7 +61,12 @@ class Watch:
 
     def __exit__(self, *exception: Any) -> None:
         self._bar.stop()
-        self.accelerator.end_training()
+        if exception[0] is None:
+            self.accelerator.end_training()
+            return
+        # Leaving the process group would wait for processes that may hang: let the error out first.
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -96,6 +101,7 @@ class Watch:
         batch = self.recipe.batch
         line = {
             "step": self.step,
+            "steps": self._steps_since,
             **dict(zip(names, means, strict=True)),
             "lr": rate,
             "steps_per_s": self._steps_since / seconds,

@@ -5,7 +5,8 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,8 @@ def start(rank_batch_size: int = 1) -> "Accelerator":
     `rank_batch_size` is the number of sequences a process sees a step. Without a launcher it is the only process.
     """
     on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" or not torch.cuda.is_available()
+    _refuse_what_is_the_recipes(on_cpu)
+    torch.backends.cudnn.allow_tf32 = False  # or "fp32" would be 10 bits of mantissa on GPUs
     if on_cpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed warns that it found nothing better
     # DeepSpeed calls torch's collectives by names that torch is about to drop; users can do nothing about it.
@@ -35,13 +38,29 @@ def start(rank_batch_size: int = 1) -> "Accelerator":
     accelerator = Accelerator(
         # With a backend named, Accelerate believes in a process group even where no launcher made one.
         kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")] if on_cpu and "WORLD_SIZE" in os.environ else [],
-        # The schedule is a function of the step (pipeline.train.learning_rate); nothing may step it besides.
+        # What is learnt is the recipe's: the network opens autocast itself, the schedule is a function of the step.
+        mixed_precision="no",
+        gradient_accumulation_steps=1,
         step_scheduler_with_optimizer=False,
     )
     if (plugin := accelerator.state.deepspeed_plugin) is not None:
         # P x K batches come from a loader of ours, which Accelerate never sees: it asks for the size here.
         plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = rank_batch_size
     return accelerator
+
+
+def _refuse_what_is_the_recipes(on_cpu: bool) -> None:
+    if (precision := os.environ.get("ACCELERATE_MIXED_PRECISION", "no")) != "no":
+        raise ValueError(
+            f"the launcher asks for mixed precision {precision!r}, which would cast parameters and statistics, too; "
+            "take it out of the launch, and set train.precision in the recipe"
+        )
+    wanted = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if not on_cpu and wanted > torch.cuda.device_count():
+        raise ValueError(
+            f"{wanted} processes were launched on a machine of {torch.cuda.device_count()} GPUs; "
+            f"launch with --num_processes {torch.cuda.device_count()}"
+        )
 
 
 def _under_deepspeed() -> bool:
@@ -59,13 +78,21 @@ def _without_compiled_collectives() -> None:
 
 
 def agree(accelerator: "Accelerator", choose: Callable[[], Any]) -> Any:
-    """What the main process chose, on every process."""
+    """What the main process chose, on every process; an error of its choosing is raised on every process."""
     from accelerate.utils import broadcast_object_list
 
     if accelerator.num_processes == 1:
         return choose()
-    chosen = [choose() if accelerator.is_main_process else None]
-    return broadcast_object_list(chosen)[0]
+    chosen: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            chosen[0] = choose()
+        except USER_MISTAKES as error:  # or the others would wait for a choice that never comes
+            chosen[1] = error
+    value, failed = broadcast_object_list(chosen)
+    if failed is not None:
+        raise failed
+    return value
 
 
 def anywhere(accelerator: "Accelerator", *flags: Tensor | bool) -> list[bool]:
@@ -76,20 +103,35 @@ def anywhere(accelerator: "Accelerator", *flags: Tensor | bool) -> list[bool]:
     return [bool(flag) for flag in mine.tolist()]
 
 
+SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
+"""What asks a run to save and leave."""
+
+
+@contextmanager
+def signals_withheld() -> Iterator[None]:
+    """Processes started inside never get SIGTERM or SIGUSR2, which a launcher sends to the whole group.
+
+    Loader workers must outlive the signal: the step it interrupts still needs them. They end with their parent.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class Interruption:
     """Notes SIGTERM and SIGUSR2 instead of dying of them; `asked` says whether one came. A second does no harm."""
-
-    SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
 
     def __init__(self) -> None:
         self.asked = False
 
     def __enter__(self) -> "Interruption":
-        self._before = [signal.signal(number, self._note) for number in self.SIGNALS]
+        self._before = [signal.signal(number, self._note) for number in SIGNALS]
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for number, handler in zip(self.SIGNALS, self._before, strict=True):
+        for number, handler in zip(SIGNALS, self._before, strict=True):
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: object) -> None:
@@ -104,14 +146,14 @@ def is_users_mistake(error: Exception) -> bool:
 
 
 def leave_with(error: Exception) -> None:
-    """Ends the process over a mistake of the user's: the message, from one process a job, and no traceback.
+    """Ends the process over a mistake of the user's: the message, and no traceback. Others are raised again, whole.
 
-    Any other error is raised again, whole.
+    Every process says its own: a shard that is missing on one node is met by that node's processes alone.
     """
     if not is_users_mistake(error):
         raise error
-    if os.environ.get("RANK", "0") == "0":
-        print(f"\nerror: {error}\n", file=sys.stderr, flush=True)
+    rank = os.environ.get("RANK", "0")
+    print(f"\n{'' if rank == '0' else f'[rank {rank}] '}error: {error}\n", file=sys.stderr, flush=True)
     sys.exit(2)
 
 

@@ -21,6 +21,8 @@ from shards.store import ShardSet
 # First word of every key, or kinds of draw would share generators: numpy seeds [1, 2] and [1, 2, 0] alike.
 _SUBJECTS, _SEQUENCES, _FRAMES = 1, 2, 3
 
+_LINE = np.dtype((np.void, NETWORK_WIDTH))
+
 
 @dataclass(frozen=True)
 class SubjectTable:
@@ -236,10 +238,10 @@ class Batches(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
 
 
 def _lines(silhouettes: np.ndarray) -> np.ndarray:
-    """uint8 [..., height, width] -> a view [..., height] whose elements are lines of pixels: copied in two thirds of
-    the time.
+    """uint8 [..., height, 44] -> a view [..., height] whose elements are lines of pixels: copied in two thirds of the
+    time.
     """
-    return silhouettes.view(f"V{silhouettes.shape[-1]}")[..., 0]
+    return silhouettes.view(_LINE)[..., 0]
 
 
 def _empty(*shape: int) -> torch.Tensor:

@@ -23,11 +23,18 @@ def convert(source: str | Path, to: Path, variant: str) -> HSTL:
         raise ValueError(f"{to}: the ending says what to write; use .pt (as released) or .safetensors (ours)")
     _refuse_existing(to)
     weights = read_weights(source)
+    if weights.variant not in (None, variant):
+        raise ValueError(
+            f"{weights.path} is of variant {weights.variant!r}, the recipe's is {variant!r}; give its own recipe"
+        )
     network = to_network(weights, variant)
+    partial = to.with_name(f".{to.name}.partial")
     if to.suffix == ".pt":
-        torch.save({"model": to_released(network.state_dict(), network.variant), "iteration": weights.step or 0}, to)
+        released = to_released(network.state_dict(), network.variant)
+        torch.save({"model": released, "iteration": weights.step or 0}, partial)
     else:
-        save_weights(to, network, network.state_dict(), weights.step)
+        save_weights(partial, network, network.state_dict(), weights.step)
+    partial.replace(to)
     return network
 
 
@@ -46,12 +53,13 @@ def export_onnx(network: HSTL, to: Path) -> None:
     n and frames are free; frames must be at least 3 (repeat shorter walks, as `HSTL` does). Needs the extra `onnx`.
     """
     _refuse_existing(to)
+    partial = to.with_name(f".{to.name}.partial")
     example = torch.zeros(2, 9, ROWS, 44)
     n, frames = torch.export.Dim("n", min=1), torch.export.Dim("frames", min=3)
     torch.onnx.export(
         _Embed(network.eval()),
         (example,),
-        to,
+        partial,
         input_names=["silhouettes"],
         output_names=["embeddings"],
         dynamic_shapes=({0: n, 1: frames},),
@@ -59,6 +67,7 @@ def export_onnx(network: HSTL, to: Path) -> None:
         external_data=False,
         verbose=False,
     )
+    partial.replace(to)
 
 
 def export_pretrained(network: HSTL, to: Path, run: Path | None = None) -> None:

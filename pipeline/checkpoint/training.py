@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from pipeline import world
 from pipeline.checkpoint.weights import FILE, MARKER, save_weights
 from pipeline.recipe import Recipe
 
@@ -48,8 +49,13 @@ def latest(run: Path) -> Path | None:
 def save(accelerator: "Accelerator", model: nn.Module, run: Path, step: int, recipe: Recipe, fingerprint: str) -> Path:
     """Writes the checkpoint of `step` under a temporary name, renames it, marks it; then prunes older ones.
 
-    Every process must call it; only the main process's write of the marker makes it count.
+    Every process must call it; only the main process's write of the marker makes it count. Raises FloatingPointError,
+    and writes nothing, where a weight is not finite: such a checkpoint would push out good ones.
     """
+    tensors = accelerator.get_state_dict(model)  # a collective under ZeRO-3
+    broken = accelerator.is_main_process and not all(tensor.isfinite().all() for tensor in tensors.values())
+    if world.anywhere(accelerator, broken)[0]:
+        raise FloatingPointError(f"weights are not finite after step {step}: not saved; the newest checkpoint is good")
     folder = run / "checkpoints" / f"step-{step:08d}"
     partial = folder.with_name(f".{folder.name}.partial")
     if accelerator.is_main_process:
@@ -58,15 +64,18 @@ def save(accelerator: "Accelerator", model: nn.Module, run: Path, step: int, rec
         partial.mkdir(parents=True)
     accelerator.wait_for_everyone()
     accelerator.save_state(str(partial / "state"))
-    tensors = accelerator.get_state_dict(model)  # a collective under ZeRO-3
     if accelerator.is_main_process:
         save_weights(partial / FILE, accelerator.unwrap_model(model), tensors, step)
         description = describe(accelerator, step, recipe, fingerprint)
         (partial / DESCRIPTION).write_text(json.dumps(description, indent=1))
+    if accelerator.is_local_main_process:
+        _flush(partial)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         partial.rename(folder)
-        _mark(folder)
+        _flush(folder.parent, deep=False)
+        (folder / MARKER).touch()
+        _flush(folder, deep=False)
         _prune(run, recipe.train.keep_last, recipe.train.keep_every)
     accelerator.wait_for_everyone()
     return folder
@@ -79,7 +88,13 @@ def resume(accelerator: "Accelerator", folder: Path, recipe: Recipe, fingerprint
     key that overrides it.
     """
     saved = json.loads((folder / DESCRIPTION).read_text())
-    if differences := _differences(saved, describe(accelerator, saved["step"], recipe, fingerprint)):
+    asked = describe(accelerator, saved["step"], recipe, fingerprint)
+    if saved["launcher"] != asked["launcher"] and "DEEPSPEED" in saved["launcher"] + asked["launcher"]:
+        raise ValueError(
+            f"{folder} was written under {saved['launcher']}, now it is {asked['launcher']}: their optimizer states "
+            "differ; launch with the file it was written with"
+        )
+    if differences := _differences(saved, asked):
         if not recipe.train.allow_changes:
             raise ValueError(
                 f"{folder} cannot be resumed as asked:\n"
@@ -136,16 +151,18 @@ def _differences(saved: dict[str, Any], asked: dict[str, Any]) -> list[str]:
     return found
 
 
-def _mark(folder: Path) -> None:
-    """The marker, and the directory entries before it, reach the disk before anyone may believe them."""
-    for path in (folder / FILE, folder, folder.parent):
+def _flush(folder: Path, *, deep: bool = True) -> None:
+    """Everything below reaches the disk before anyone may believe it."""
+    for path in [*(folder.rglob("*") if deep else ()), folder]:
         descriptor = os.open(path, os.O_RDONLY)
         os.fsync(descriptor)
         os.close(descriptor)
-    (folder / MARKER).touch()
 
 
 def _prune(run: Path, keep_last: int, keep_every: int | None) -> None:
+    for abandoned in (*run.glob("checkpoints/.step-*.partial"), *run.glob("checkpoints/step-*")):
+        if not (abandoned / MARKER).exists():  # of a run that was killed while saving or pruning
+            shutil.rmtree(abandoned)
     complete = sorted(marker.parent for marker in run.glob(f"checkpoints/step-*/{MARKER}"))
     for folder in complete[:-keep_last]:
         step = int(folder.name.removeprefix("step-"))

@@ -274,7 +274,7 @@ def _missing(
         have = Counter(conditions[i] for i in groups[group])
         absent = [c for c in rule.conditions or () if not any(fnmatchcase(name, c) for name in have)]
         if absent:
-            found.append(f"{group}: no sequence of {', '.join(absent)}; the others are used")
+            found.append(f"{group}: no sequence of {', '.join(absent)}; the others ({len(groups[group])}) are used")
     if protocol.across_views:
         every_view = sorted(set(views))
         for group, rows in groups.items():

@@ -1,6 +1,6 @@
 """HSTL: hierarchical spatio-temporal representation learning (Wang et al., ICCV 2023)."""
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -48,6 +48,12 @@ class HSTL(nn.Module, HubMixin):
             variant = VARIANTS[variant]
         if num_classes < 1:
             raise ValueError(f"num_classes is {num_classes}; give the number of training subjects")
+        if precision not in get_args(Precision):
+            raise ValueError(f"precision is {precision!r}; choose one of {', '.join(get_args(Precision))}")
+        if micro_batch is not None and micro_batch < 1:
+            raise ValueError(
+                f"micro_batch is {micro_batch}; give the sequences convolved at a time, at least 1, or None"
+            )
         self.variant, self.num_classes = variant, num_classes
         self.precision, self.micro_batch = precision, micro_batch
 
@@ -95,7 +101,10 @@ class HSTL(nn.Module, HubMixin):
         if self.micro_batch is None or not (self.training and torch.is_grad_enabled()):
             return self._extract(silhouettes)
         chunks = silhouettes.split(self.micro_batch)
-        return torch.cat([checkpoint(self._extract, chunk, use_reentrant=False) for chunk in chunks])
+        # Nothing in it is random, so there is no state of generators to carry into the second pass.
+        return torch.cat(
+            [checkpoint(self._extract, chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
+        )
 
     def _extract(self, silhouettes: Tensor) -> Tensor:
         with self._arithmetic(silhouettes):

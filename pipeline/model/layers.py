@@ -71,7 +71,9 @@ class GeM(nn.Module):
             else:
                 bodies = x.split(self.regions, dim=2)
                 means = [body.pow(p).mean(dim=(2, 3)) for body, p in zip(bodies, self.power, strict=True)]
-            return torch.stack(means, dim=1).pow(1 / self.power[:, None])
+            # A region of background alone underflows once the power passes 7.5; the root of 0 has no gradient.
+            pooled = torch.stack(means, dim=1).clamp(min=torch.finfo(x.dtype).tiny)
+            return pooled.pow(1 / self.power[:, None])
 
 
 class ASTP(nn.Module):

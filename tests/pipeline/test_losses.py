@@ -109,6 +109,6 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
 
 
 def test_oumvlps_batch_takes_a_few_times_its_distances() -> None:
-    """P x K = 32 x 8, 50 parts; one tensor of all triplets would be 7.75 times the distances, and several are needed."""
+    """P x K = 32 x 8, 50 parts; a tensor of all triplets would be 7.75 times the distances, and several are needed."""
     peak = int(subprocess.run([sys.executable, "-c", PEAK], check=True, capture_output=True, text=True).stdout)
     assert peak < 6 * (50 * 256 * 256 * 4)

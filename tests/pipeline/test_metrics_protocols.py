@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline.metrics import evaluate
-from pipeline.metrics.protocols import Protocol, load, names, split
+from pipeline.metrics.protocols import Protocol, load, names, read_probes, split
 from pipeline.metrics.published import published
 
 
@@ -39,7 +39,7 @@ def test_casia_b_split_and_what_is_unused():
     assert {g: r.tolist() for g, r in chosen.probes.items()} == {"NM": [2], "BG": [3], "CL": []}
     assert chosen.num_unused == 2
     assert "unused: 2 sequences are neither gallery nor probe: xx-01 (2)" in chosen.missing
-    assert "gallery: no sequence of nm-02, nm-03; the others are used" in chosen.missing
+    assert "gallery: no sequence of nm-02, nm-03; the others (2) are used" in chosen.missing
 
 
 def test_gait3d_needs_its_list_and_names_what_is_not_there():
@@ -49,6 +49,40 @@ def test_gait3d_needs_its_list_and_names_what_is_not_there():
     chosen = split(load("gait3d"), *data, ["1-camid0-seq0", "9-camid0-seq0"])
     assert (chosen.probes["probe"].tolist(), chosen.gallery.tolist()) == ([0], [1, 2])
     assert chosen.missing == ["1 of 2 listed probes are not in the data, the first is 9-camid0-seq0"]
+
+
+def test_a_list_of_probes_is_read_as_published_or_plain(tmp_path):
+    path = tmp_path / "Gait3D.json"
+    for text in (
+        '{"TRAIN_SET": ["0001"], "PROBE_SET": ["0010-camid1_videoid2-seq0"]}',
+        "probes: [0010-camid1_videoid2-seq0]",
+        "- 0010-camid1_videoid2-seq0",
+    ):
+        path.write_text(text)
+        assert read_probes(path) == ["0010-camid1_videoid2-seq0"]
+    for text in ("{}", "probes: []", "probes: [[1]]", "just words"):
+        path.write_text(text)
+        with pytest.raises(ValueError, match="holds no list of keys"):
+            read_probes(path)
+    path.write_text("[")
+    with pytest.raises(ValueError, match="neither JSON nor YAML"):
+        read_probes(path)
+    with pytest.raises(FileNotFoundError, match="PROBE_SET"):
+        read_probes(tmp_path / "none.json")
+
+
+def test_subjects_can_be_named_and_left_out():
+    rules = Protocol.model_validate(
+        {
+            "name": "x",
+            "gallery": {"except_subjects": ["guest-*"]},
+            "probes": {"guests": {"subjects": ["guest-*"], "except_subjects": ["guest-9"]}},
+        }
+    )
+    chosen = split(rules, ["ann", "guest-1", "guest-9", "bob"], ["c"] * 4, ["v"] * 4)
+    assert chosen.gallery.tolist() == [0, 3]
+    assert chosen.probes["guests"].tolist() == [1]
+    assert chosen.num_unused == 1
 
 
 def test_no_gallery_names_what_is_there():
@@ -111,6 +145,9 @@ def test_the_real_benchmark_stands_beside_the_published_figures():
         ({"test_subjects": 11}, "11 test subjects, the benchmark has 50"),
         ({"test_sequences": 5500}, "5,500 test sequences, the benchmark has 5,485"),
         ({"recipe": {"name": "demo"}}, "the recipe is the demo's"),
+        ({"recipe": {"name": "casia-b", "evaluate": {"distance": "cosine"}}}, "distances are cosine"),
+        ({"other_than_trained_on": True}, "the network was trained on other data"),
+        ({"frames_limit": {"frames": 9, "sequences_cut": 3}}, "sequences were cut by a frames limit"),
     ],
 )
 def test_anything_else_does_not(change, reason):

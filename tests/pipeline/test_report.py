@@ -82,12 +82,9 @@ def write_run(run, noise=(1.2, 6.0, 4.0), recipe="demo"):
     (run / "evaluation").mkdir(parents=True, exist_ok=True)
     (run / "evaluation" / "results.json").write_text(json.dumps(results))
     steps = [
-        {"step": s, "loss": 3 / s, "triplet": 1 / s, "cross_entropy": 2 / s, "lr": 1e-4}
-        for s in [*range(1, 301), 300]
+        {"step": s, "loss": 3 / s, "triplet": 1 / s, "cross_entropy": 2 / s, "lr": 1e-4} for s in [*range(1, 301), 300]
     ]
-    (run / "metrics.jsonl").write_text(
-        "".join(json.dumps(step) + "\n" for step in steps) + '{"step": 301, "lo'
-    )
+    (run / "metrics.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps) + '{"step": 301, "lo')
     (run / "recipe.yaml").write_text("name: demo\nnote: " + EVIL + "\n")
     return results, shards
 
@@ -110,9 +107,7 @@ class Checked(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
-        self.addresses += [
-            value for name, value in attrs if name in ("src", "href", "srcset", "data", "action")
-        ]
+        self.addresses += [value for name, value in attrs if name in ("src", "href", "srcset", "data", "action")]
         if tag not in self.void:
             self.open.append(tag)
 
@@ -281,9 +276,7 @@ def browser():
     playwright = pytest.importorskip("playwright.sync_api")
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if not chromium:
-        pytest.skip(
-            "no Chromium on PATH: install it (apt-get install chromium) to test the page in a real browser"
-        )
+        pytest.skip("no Chromium on PATH: install it (apt-get install chromium) to test the page in a real browser")
     flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
     flags += ["--disable-background-networking", "--disable-component-update"]
     with playwright.sync_playwright() as driver:
@@ -297,9 +290,7 @@ def opened(browser, path, **context):
     troubles = []
     page.on("console", lambda message: troubles.append(message.text))
     page.on("pageerror", lambda error: troubles.append(str(error)))
-    page.on(
-        "request", lambda request: request.url.startswith(("file:", "data:")) or troubles.append(request.url)
-    )
+    page.on("request", lambda request: request.url.startswith(("file:", "data:")) or troubles.append(request.url))
     page.goto(path.as_uri())
     return page, troubles
 

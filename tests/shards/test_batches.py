@@ -20,6 +20,7 @@ from shards.batches import (
     choose_frames,
     draw,
     plan,
+    runs,
 )
 from shards.silhouettes import cut
 
@@ -227,3 +228,13 @@ def test_a_batch_is_drawn_in_about_a_millisecond_from_a_million_rows() -> None:
         draw(table, 32, 8, 0, step)
         seconds.append(time.perf_counter() - started)
     assert np.median(seconds) < 2e-3  # measured 0.4 ms of CPU; the rest is room for a busy machine
+
+
+@given(st.lists(st.integers(1, 90), min_size=1, max_size=6), st.integers(1, 40), st.integers(0, 6), st.integers(0, 99))
+def test_runs_copy_what_gathering_would(lengths, frames, frames_skip, seed) -> None:
+    chosen = choose_frames(np.array(lengths), frames, frames_skip, np.random.default_rng(seed))
+    for mine, pieces in zip(chosen, runs(chosen), strict=True):
+        copied = np.full(frames, -1)
+        for start, stop, first in pieces:
+            copied[start:stop] = np.arange(first, first + stop - start)
+        np.testing.assert_array_equal(copied, mine)

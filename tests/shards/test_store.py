@@ -121,7 +121,18 @@ def test_unknown_scheme() -> None:
         shards.open("ftp://host/set")
 
 
-def test_index_of_another_data_set(copy_of_packed: Path, flip_bit) -> None:
+def test_files_of_another_data_set(raw: Path, copy_of_packed: Path, tmp_path: Path) -> None:
+    pack("casia-b", raw, tmp_path / "other", workers=1, shard_size_mb=SMALL_SHARD_MB, progress=False)
+    for name, message in (
+        ("index.parquet", r"index\.parquet has sha256 \w+, shards\.json says \w+: one of the two was changed"),
+        ("shards.json", r"train-\d+\.tar has \d+ bytes, shards\.json says \d+"),  # its index is there: its shards?
+    ):
+        (copy_of_packed / name).write_bytes((tmp_path / "other" / name).read_bytes())
+        with pytest.raises(ValueError, match=message):
+            shards.open(copy_of_packed)
+
+
+def test_a_damaged_index_or_manifest(copy_of_packed: Path, flip_bit) -> None:
     flip_bit(copy_of_packed / "index.parquet", 100)
     with pytest.raises(ValueError, match=r"index\.parquet has sha256 \w+, shards\.json says \w+"):
         shards.open(copy_of_packed)

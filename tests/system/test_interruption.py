@@ -25,21 +25,25 @@ def arguments(packed: Path, run: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_sigterm_saves_and_resumes_bit_for_bit(launch: Launch, packed: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "delay"), [(signal.SIGTERM, 0.0), (signal.SIGTERM, 0.3), (signal.SIGUSR2, 0.1)])
+def test_a_signal_saves_and_the_run_resumes_bit_for_bit(
+    launch: Launch, packed: Path, tmp_path: Path, number: signal.Signals, delay: float
+) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert launch("zero2", "pipeline.train", *arguments(packed, whole)).returncode == 0
 
     command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
     command += ["--config_file", "accelerate_configs/zero2.yaml", "--main_process_port", str(free_port())]
     command += ["-m", "pipeline.train", *arguments(packed, cut)]
+    # The launcher forwards SIGUSR2 only when told to; it would die of it otherwise, and orphan its processes.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PET_SIGNALS_TO_HANDLE": "SIGTERM,SIGINT,SIGUSR2"}
     with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen(
-            command, cwd=ROOT, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"}
-        )
+        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=environment)
         deadline = time.monotonic() + 120
         while len(read(cut)) < 2 and time.monotonic() < deadline:
             time.sleep(0.05)
-        process.send_signal(signal.SIGTERM)
+        time.sleep(delay)
+        process.send_signal(number)
         process.wait(timeout=60)
     saved = latest(cut)
     assert saved is not None, (tmp_path / "log").read_text()
@@ -52,14 +56,15 @@ def test_sigterm_saves_and_resumes_bit_for_bit(launch: Launch, packed: Path, tmp
 
 
 @pytest.mark.slow
-def test_a_loss_that_is_not_finite_stops_before_the_weights_change(
-    launch: Launch, packed: Path, tmp_path: Path
-) -> None:
+def test_what_is_not_finite_is_neither_stepped_on_nor_saved(launch: Launch, packed: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    result = launch("zero2", "pipeline.train", *arguments(packed, run), "optimizer.lr=1e30", "train.save_every=1")
+    good = launch("zero2", "pipeline.train", *arguments(packed, run), "train.steps=2")
+    assert good.returncode == 0, good.stderr
+    bad = ["optimizer.lr=1e38", "train.save_every=1", "train.allow_changes=true"]
+    result = launch("zero2", "pipeline.train", *arguments(packed, run), *bad)
     assert result.returncode != 0
-    assert "the loss is not finite at step" in result.stderr and "-nm-0" in result.stderr
+    assert "not finite" in result.stderr
     saved = latest(run)
     assert saved is not None
-    step = int(saved.name.removeprefix("step-"))
-    assert f"not finite at step {step} " in result.stderr  # nothing was saved after it
+    assert all(tensor.isfinite().all() for tensor in load_file(saved / "model.safetensors").values())
+    assert [path for path in (run / "checkpoints").iterdir() if not (path / "COMPLETE").exists()] == []

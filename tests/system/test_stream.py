@@ -27,7 +27,19 @@ def bucket(raw: Path, packed: Path, tmp_path_factory: pytest.TempPathFactory) ->
         environment = server.environment(AWS_ENDPOINT_URL=proxy.endpoint)
         url = server.create_bucket("gait") + "/walkers"
         partition = packed.parent / "partition.yaml"
-        hstl(environment, "pack", "--layout", "casia-b", "--source", raw, "--to", url, "--partition", partition, "--quiet")
+        hstl(
+            environment,
+            "pack",
+            "--layout",
+            "casia-b",
+            "--source",
+            raw,
+            "--to",
+            url,
+            "--partition",
+            partition,
+            "--quiet",
+        )
         yield url, proxy, environment
 
 
@@ -54,9 +66,7 @@ def test_the_bucket_holds_what_the_folder_holds(bucket: Bucket, packed: Path) ->
     assert json.loads((packed / "shards.json").read_text())["index_sha256"] in said
 
 
-def test_a_second_run_asks_the_store_for_no_shard(
-    bucket: Bucket, packed: Path, launch: Launch, tmp_path: Path
-) -> None:
+def test_a_second_run_asks_the_store_for_no_shard(bucket: Bucket, packed: Path, launch: Launch, tmp_path: Path) -> None:
     url, proxy, environment = bucket
     with_cache = {**environment, "HSTL_CACHE": str(tmp_path / "cache")}
     local = train(launch, packed, tmp_path / "local", {})

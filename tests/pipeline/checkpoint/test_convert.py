@@ -32,6 +32,13 @@ def test_ours_to_released_and_back(network: HSTL, tmp_path: Path) -> None:
     assert equal(to_network(read_weights(tmp_path / "c.safetensors")), network)
 
 
+def test_conversion_by_another_variants_recipe_is_refused(network: HSTL, tmp_path: Path) -> None:
+    save_weights(tmp_path / "a.safetensors", network, network.state_dict())
+    with pytest.raises(ValueError, match=r"is of variant 'demo', the recipe's is 'casia-b'"):
+        convert(tmp_path / "a.safetensors", tmp_path / "b.pt", "casia-b")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
+
+
 def test_conversion_overwrites_nothing_and_knows_two_endings(network: HSTL, tmp_path: Path) -> None:
     save_weights(tmp_path / "a.safetensors", network, network.state_dict())
     with pytest.raises(FileExistsError, match=r"a\.safetensors exists"):

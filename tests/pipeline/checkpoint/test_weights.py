@@ -21,10 +21,14 @@ def network() -> HSTL:
 def released(network: HSTL, tmp_path: Path) -> Path:
     """A file as the release saves it, with entries beside the model."""
     optimizer = torch.optim.Adam(network.parameters())
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [70_000], gamma=0.1)
+    network(torch.rand(2, 3, 64, 44)).logits.sum().backward()
+    optimizer.step()
+    scheduler.step()
     content = {
         "model": to_released(network.state_dict(), network.variant),
         "optimizer": optimizer.state_dict(),
-        "scheduler": {"milestones": {70000: 1}, "last_epoch": 12},
+        "scheduler": scheduler.state_dict(),
         "iteration": 12,
     }
     torch.save(content, tmp_path / "released.pt")

@@ -149,6 +149,23 @@ def test_gem_is_the_power_mean_of_each_region() -> None:
     torch.testing.assert_close(pool(x), torch.stack([expected_top, expected_bottom], dim=1))
 
 
+@pytest.mark.parametrize("power", [6.5, 7.6, 12.0, 30.0])
+def test_gem_of_background_alone_has_finite_gradients(power: float) -> None:
+    pool, x = GeM((2, 2)), torch.zeros(1, 3, 4, 5, requires_grad=True)
+    with torch.no_grad():
+        pool.power.fill_(power)
+    pool(x).sum().backward()
+    assert torch.isfinite(pool.power.grad).all() and torch.isfinite(x.grad).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"), [({"precision": "fp16"}, "'fp16'"), ({"micro_batch": 0}, "at least 1")]
+)
+def test_arguments_that_would_be_ignored_are_refused(arguments: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        HSTL("demo", 3, **arguments)
+
+
 @pytest.mark.parametrize("frames", [3, 4, 5, 6, 7, 8, 30, 31])
 def test_fta_shrinks_time_by_three_and_stays_between_its_pools(frames: int) -> None:
     x = torch.randn(2, 4, frames, 6, 5)
