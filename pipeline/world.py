@@ -7,6 +7,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -113,6 +114,7 @@ def signals_withheld() -> Iterator[None]:
 
     Loader workers must outlive the signal: the step it interrupts still needs them. They end with their parent.
     """
+    resource_tracker.ensure_running()  # multiprocessing's helper: at its own start it would lift the block
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield

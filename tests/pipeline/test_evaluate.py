@@ -11,6 +11,7 @@ import pytest
 
 from pipeline import results, submission
 from pipeline.evaluate import evaluate, main
+from pipeline.identify import identify
 from pipeline.metrics import evaluate as measure
 from pipeline.recipe import Recipe
 from shards.pack import pack
@@ -97,6 +98,9 @@ def test_evaluating_across_data_sets_says_so_and_keeps_both_results(bench, tmp_p
     assert evaluate(Recipe.model_validate(without_run), trained) == trained
     at_home = results.read(trained)
     assert at_home["data"]["other_than_trained_on"] is False
+    kept = sorted((trained / "evaluation" / "embeddings").glob("*"))
+    identify("003-nm-02-090", str(bench.shards), trained)  # takes what the evaluation embedded
+    assert sorted((trained / "evaluation" / "embeddings").glob("*")) == kept
     capsys.readouterr()
     assert evaluate(Recipe.model_validate(without_run | {"data": str(other.shards)}), trained) == trained
     abroad = results.read(trained)

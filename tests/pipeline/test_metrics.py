@@ -226,6 +226,9 @@ def methods(trained, untrained, gei):
 
 def test_the_verdict_asks_for_both_baselines_to_be_beaten():
     assert metrics.verdict(methods(50.0, 20.0, 40.0)).passed is True
+    partly = methods(50.0, 20.0, 40.0)
+    partly[2]["metrics"]["headline"]["NM"] = 2.0
+    assert metrics.verdict(partly).text.endswith("and the gei (40.0 %), but is behind one of them on NM.")
     lost = metrics.verdict(methods(50.0, 20.0, 50.0))
     assert lost.passed is False
     assert "does not beat the gei (50.0 %)" in lost.text

@@ -1,5 +1,8 @@
 """Distances are exact where ranks need it, and the same in any blocks."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.metrics import distances as module
-from pipeline.metrics import ranks
+from pipeline.metrics import evaluate, ranks
 from pipeline.metrics.distances import blocks, distances
 
 
@@ -87,6 +90,25 @@ def test_a_memory_mapped_file_is_read_a_tile_at_a_time(tmp_path, monkeypatch):
     got = torch.cat([block for _, block in blocks(mapped, np.arange(30), np.arange(30, 60), block_elements=90)])
     np.testing.assert_allclose(got.numpy(), exact(values[:30], values[30:]).astype(np.float64), rtol=1.2e-7)
     assert 0 < largest <= 8
+
+
+def test_pages_of_a_memory_mapped_file_are_given_back(tmp_path):
+    values = np.random.default_rng(4).standard_normal((2000, 10, 512)).astype(np.float32)
+    np.save(tmp_path / "e.npy", values)
+
+    def resident() -> float:
+        """MB of mapped files in memory."""
+        status = Path("/proc/self/status")
+        if not status.exists():
+            pytest.skip("no /proc here")
+        return int(re.search(r"RssFile:\s+(\d+)", status.read_text())[1]) / 1024
+
+    mapped = np.load(tmp_path / "e.npy", mmap_mode="r")
+    before = resident()
+    subjects = [str(i // 4) for i in range(2000)]
+    evaluate(mapped, subjects, ["nm-01", "nm-05"] * 1000, ["000", "018", "018", "000"] * 500, "casia-b")
+    assert resident() - before < 8  # of 41
+    assert (np.array(mapped) == values).all()
 
 
 def test_empty_sides():

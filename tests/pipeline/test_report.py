@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from rich.console import Console
 
-from pipeline.metrics import evaluate, hardest
+from pipeline.metrics import assess, evaluate
 from pipeline.report import table, write_report
 from pipeline.report.charts import Line, chart, thinned
 from pipeline.report.pictures import MAX_FRAMES, sprite
@@ -49,19 +49,21 @@ def write_run(run, noise=(1.2, 6.0, 4.0), recipe="demo"):
     rng = np.random.default_rng(0)
     who = rng.standard_normal((5, 4, 8))[np.unique(columns[0], return_inverse=True)[1]]
     methods = []
+    shards = FakeShards(*columns)
+    frames = shards.index["frames"].to_pylist()
     kinds = (("trained", "HSTL, trained 300 steps"), ("untrained", "HSTL, untrained"), ("gei", "nearest GEI"))
     for (kind, name), level in zip(kinds, noise, strict=True):
         embeddings = (who + level * rng.standard_normal(who.shape)).astype(np.float32)
-        cases = hardest(embeddings, *columns, "casia-b", 4) if kind == "trained" else []
+        found = assess(embeddings, *columns, "casia-b", frames=frames, num_hardest=4)
         methods.append(
             {
                 "name": name,
                 "kind": kind,
-                "metrics": evaluate(embeddings, *columns, "casia-b"),
-                "hardest": cases,
+                "metrics": found.metrics,
+                "hardest": found.hardest if kind == "trained" else [],
+                "breakdown": found.breakdown,
             }
         )
-    shards = FakeShards(*columns)
     results = {
         "format": 1,
         "created": "2025-01-02T03:04:05+00:00",
@@ -144,7 +146,13 @@ def test_the_page_says_the_figures(made):
     assert "c" * 64 in html
     assert "f" * 64 in html
     assert html.count('class="walker"') == 3 * len(results["methods"][0]["hardest"]) > 0
-    assert html.count("<polyline") == 2 * 3 + 4
+    assert html.count("<polyline") == 2 * 3 + 4 + 3  # CMC of two conditions, training curves, rank-1 over length
+    breakdown = results["methods"][0]["breakdown"]
+    for pair in breakdown["confused"]:
+        assert f"<td>{pair['num_probes']} of {pair['of']}</td>" in html
+    for row in breakdown["by_length"]:
+        assert f"frames ({row['num_probes']:,} probes)" in html
+    assert "No gallery view lacks a sequence of any probe" in html
 
 
 def test_names_from_the_data_are_escaped(made):
@@ -209,6 +217,27 @@ def test_a_protocol_of_one_gallery_has_no_maps_and_shows_its_note(tmp_path):
     assert "Unofficial" in html
     assert "Rank-1 by view" not in html
     assert "rank-20" in html
+
+
+def test_missing_gallery_views_and_notes_are_shown(tmp_path):
+    results, shards = write_run(tmp_path)
+    results["data"] |= {
+        "other_than_trained_on": True,
+        "frames_limit": {"frames": 9, "sequences_cut": 70},
+    }
+    results["checkpoint"]["trained_on"] = {"url": "s3://elsewhere", "recipe": "demo", "fingerprint": "e" * 64}
+    results["methods"][0]["breakdown"]["by_missing_views"] = [
+        {"missing": 0, "num_probes": 200, "rank1": 80.0},
+        {"missing": 3, "num_probes": 20, "rank1": 41.5},
+    ]
+    (tmp_path / "evaluation" / "results.json").write_text(json.dumps(results))
+    html = write_report(tmp_path, shards).read_text()
+    assert "Rank-1 over missing gallery views" in html
+    assert '<th scope="row">3</th><td>20</td>' in html
+    assert "41.5" in html
+    assert "Across data sets: trained on s3://elsewhere (fingerprint eeeeeeeeeeee)" in html
+    assert "Not exact: 70 of 440 sequences were cut to their 9 middle frames" in html
+    assert "the network was trained on other data; sequences were cut by a frames limit" in html
 
 
 def test_no_results_says_what_to_run(tmp_path):
@@ -337,6 +366,15 @@ def test_in_a_browser_dark_mode_changes_the_colours_and_every_number_stays_reada
         assert len(contrasts) == 3 * 2 * 121
         assert min(contrasts) >= 4.5, scheme
     assert papers["light"] != papers["dark"]
+
+
+def test_in_a_browser_bars_are_as_long_as_their_shares(made, browser):
+    page, _ = opened(browser, made[3], viewport={"width": 1200, "height": 900})
+    shares = [pair["num_probes"] / pair["of"] for pair in made[1]["methods"][0]["breakdown"]["confused"]]
+    measure = "b => { const w = getComputedStyle(b), c = b.firstElementChild; return c.offsetWidth / "
+    measure += "(b.clientWidth - parseFloat(w.paddingLeft) - parseFloat(w.paddingRight)); }"
+    drawn = [bar.evaluate(measure) for bar in page.locator(".pairs .bar").all()]
+    assert drawn == pytest.approx(shares, abs=0.02)
 
 
 @pytest.mark.parametrize("still", ["reduced motion", "print"])

@@ -14,6 +14,8 @@ from tests.shards.chaos import Fault, chaos
 from tests.shards.remote_sets import upload, wait_until
 from tests.shards.s3_server import S3Server, s3, s3_server  # noqa: F401
 
+pytestmark = pytest.mark.slow
+
 REPOSITORY = Path(__file__).parents[2]
 STEPS = 40
 
@@ -72,7 +74,6 @@ def test_from_a_folder(packed: Path, tmp_path: Path) -> None:
     killed_and_started_again(tmp_path, packed, None, expected_of(packed))
 
 
-@pytest.mark.slow
 def test_from_a_bucket_with_a_cache(
     packed: Path,
     s3: str,  # noqa: F811

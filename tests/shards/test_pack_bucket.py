@@ -91,7 +91,7 @@ def killed_while_packing(source: Path, url: str, partition: Path, workers: int) 
     process.wait()
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_killed_and_packed_again(
     larger: Path,
     partition: Path,
@@ -172,6 +172,7 @@ def own_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Se
     destination._store.cache_clear()
 
 
+@pytest.mark.slow
 def test_an_outage_is_waited_for_and_a_long_one_is_told(
     own_server: S3Server, larger: Path, partition: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
