@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from pipeline import world
 from pipeline.baselines import gei
 from pipeline.long_sequences import STRIDE, embed_long
+from pipeline.metrics.distances import give_back
 from pipeline.model import HSTL
 from pipeline.progress import progress
 from shards.silhouettes import cut
@@ -223,6 +224,7 @@ def _collect(work: Work, batches: list[np.ndarray]) -> None:
             shape = (len(work.rows), *part.shape[1:])
             whole = np.lib.format.open_memmap(partial, "w+", np.float32, shape)
         whole[batch] = part
+        give_back(whole)
     assert whole is not None, "no rows to embed"
     whole.flush()
     del whole

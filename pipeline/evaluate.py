@@ -1,6 +1,5 @@
 """Evaluation by a benchmark's protocol: `accelerate launch -m pipeline.evaluate RECIPE --checkpoint DIR|FILE`."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,14 +114,13 @@ class TestSequences:
 
 def methods(recipe: Recipe, weights: "Weights") -> list[Method]:
     """The network, then the recipe's baselines."""
-    digest = hashlib.sha256(weights.path.read_bytes()).hexdigest()
     age = "" if weights.step is None else f", trained {weights.step:,} steps"
     variant, precision = weights.variant or recipe.network.variant, recipe.evaluate.precision
     identities = {
         "untrained": f"untrained {recipe.seed} {variant} {weights.num_classes} {precision}",
         "gei": "gei",
     }
-    trained = Method("trained", f"HSTL{age}", f"{digest} {variant} {precision}")
+    trained = Method("trained", f"HSTL{age}", f"{results.sha256(weights.path)} {variant} {precision}")
     return [trained, *(Method(kind, NAMES[kind], identities[kind]) for kind in recipe.evaluate.baselines)]
 
 

@@ -1,6 +1,5 @@
 """Who is this? One probe against a gallery: the nearest sequences and people, with distances and pictures."""
 
-import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 
 import shards
-from pipeline import world
+from pipeline import results, world
 from pipeline.embed import Work, embed, frames_at_once, network_embedder
 from pipeline.metrics.distances import pairs
 from shards import silhouettes
@@ -104,8 +103,7 @@ def identify(
     accelerator = world.start()
     most_frames = frames_at_once(accelerator.device)
     embedder = network_embedder(network.to(accelerator.device), most_frames)
-    digest = hashlib.sha256(weights.path.read_bytes()).hexdigest()
-    identity = f"{digest} {network.variant.name} {network.precision}"
+    identity = f"{results.sha256(weights.path)} {network.variant.name} {network.precision}"
     work = Work.at(_kept(cache, weights.path), shard_set, rows, identity, most_frames)
     known = embed(work, embedder, accelerator, workers, "gallery")
     assert known is not None, "identify runs in one process"

@@ -48,7 +48,7 @@ def gather(
         "checkpoint": {
             "path": str(weights.path),
             "step": weights.step,
-            "sha256": hashlib.sha256(weights.path.read_bytes()).hexdigest(),
+            "sha256": sha256(weights.path),
             "trained_on": trained_on,
         },
         "versions": checkpoints.versions(),
@@ -56,6 +56,12 @@ def gather(
         "methods": entries,
         "verdict": verdict(entries).text,
     }
+
+
+def sha256(path: Path) -> str:
+    """Of a file's content, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write(run: Path, written: dict[str, Any]) -> Path:

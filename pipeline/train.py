@@ -4,7 +4,8 @@ import argparse
 import itertools
 import os
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,8 +59,11 @@ def train(recipe: Recipe) -> Path:
     if accelerator.is_main_process:
         freeze(recipe, run)  # only now: a refused resume must not change the run
 
-    with Watch(accelerator, recipe, run, start, shard_set) as watch, world.Interruption() as interruption:
-        arriving = stream(batches, start, recipe, accelerator.device)
+    with (
+        Watch(accelerator, recipe, run, start, shard_set) as watch,
+        world.Interruption() as interruption,
+        closing(stream(batches, start, recipe, accelerator.device)) as arriving,
+    ):
         leave = False
         while True:
             last = leave or step >= recipe.train.steps
@@ -129,8 +133,11 @@ def freeze(recipe: Recipe, run: Path) -> None:
     partial.replace(run / "recipe.yaml")
 
 
-def stream(batches: "Batches", start: int, recipe: Recipe, device: torch.device) -> Iterator[dict[str, Tensor]]:
-    """Batches from step `start` to the recipe's last, in order, prepared ahead by worker processes."""
+def stream(batches: "Batches", start: int, recipe: Recipe, device: torch.device) -> Generator[dict[str, Tensor], None, None]:
+    """Batches from step `start` to the recipe's last, in order, prepared ahead by worker processes.
+
+    Must be closed: its workers do not hear SIGTERM, by which Python would otherwise end them.
+    """
     loader: DataLoader[dict[str, Tensor]] = DataLoader(
         batches,
         sampler=range(start + 1, recipe.train.steps),

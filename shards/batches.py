@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
+from shards.crew import leave_with_parent
 from shards.silhouettes import NETWORK_WIDTH, cut
 from shards.store import ShardSet
 
@@ -213,6 +214,8 @@ class Batches(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
     def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
         if step < 0:
             raise IndexError(f"steps start at 0, asked for {step}.")
+        if torch.utils.data.get_worker_info() is not None:
+            leave_with_parent()  # torch's own watch is on the fork server
         rows, labels = draw(self.table, self.P, self.K, self.seed, step)
         # Drawn for the whole batch, then sliced: ranks must agree on it.
         chosen = choose_frames(

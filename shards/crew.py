@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import cv2
@@ -94,7 +95,16 @@ def _start_worker(counters: Any, environment: dict[str, str]) -> None:
     os.environ.clear()
     os.environ.update(environment)
     cv2.setNumThreads(0)  # the processes are the parallelism
-    # A pool's workers outlive a killed parent, waiting for ever; this ends them.
+    leave_with_parent()
+
+
+@lru_cache  # once a process
+def leave_with_parent() -> None:
+    """End this process when the one that started it ends, also by kill -9.
+
+    What the fork server starts outlives a killed parent otherwise, waiting for ever: the pipe on whose end the server
+    would leave is held open by its own children.
+    """
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()

@@ -92,13 +92,19 @@ def pairs(embeddings: np.ndarray, a: np.ndarray, b: np.ndarray) -> torch.Tensor:
     return out
 
 
-def take(embeddings: np.ndarray, rows: np.ndarray) -> torch.Tensor:
+def take(embeddings: np.ndarray, rows: np.ndarray | slice) -> torch.Tensor:
     """A copy of some rows; pages of a memory-mapped file are given back at once, so that memory stays bounded."""
     taken = torch.from_numpy(np.array(embeddings[rows]))
-    pages = getattr(embeddings, "_mmap", None)
-    if isinstance(pages, mmap.mmap) and getattr(embeddings, "mode", "c") != "c":
-        pages.madvise(mmap.MADV_DONTNEED)  # of a shared mapping: the file's content stays what it is
+    give_back(embeddings)
     return taken
+
+
+def give_back(embeddings: np.ndarray) -> None:
+    """Lets go of the pages of a memory-mapped file; what was written to them stays written."""
+    pages = getattr(embeddings, "_mmap", None)
+    # A private copy (mode c) would lose what was written; not every system can let go.
+    if isinstance(pages, mmap.mmap) and getattr(embeddings, "mode", "c") != "c" and hasattr(pages, "madvise"):
+        pages.madvise(mmap.MADV_DONTNEED)
 
 
 def mean(embeddings: np.ndarray, rows: np.ndarray) -> torch.Tensor:

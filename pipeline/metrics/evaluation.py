@@ -10,7 +10,7 @@ import torch
 
 from pipeline.metrics import ranks
 from pipeline.metrics.breakdown import breakdown, hardest_cases
-from pipeline.metrics.distances import Metric, threads_apart
+from pipeline.metrics.distances import Metric, take, threads_apart
 from pipeline.metrics.matching import Matches, Progress, match
 from pipeline.metrics.protocols import Protocol, Split, load, split
 
@@ -233,9 +233,9 @@ def _checked(
     if len(set(lengths.values())) > 1:
         raise ValueError(f"one of each for every sequence is needed, and these differ: {lengths}")
     for start in range(0, len(embeddings), 1024):
-        finite = np.isfinite(embeddings[start : start + 1024]).all((1, 2))
+        finite = take(embeddings, slice(start, start + 1024)).isfinite().flatten(1).all(1)
         if not finite.all():
-            row = start + int(np.argmin(finite))
+            row = start + int(finite.int().argmin())
             raise ValueError(
                 f"the embedding of sequence {row} ({subjects[row]}-{conditions[row]}-{views[row]}) "
                 "holds a NaN or infinity, and no distance to it means anything: use an earlier checkpoint"

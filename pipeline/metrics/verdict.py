@@ -34,4 +34,17 @@ def verdict(methods: Sequence[dict[str, Any]]) -> Verdict:
     beaten = [f"{names[kind]} ({rate:.1f} %)" for kind, rate in rivals.items() if rate < trained]
     if ahead:
         return Verdict(False, f"Failed: the trained network ({trained:.1f} %) does not beat {' nor '.join(ahead)}.")
-    return Verdict(True, f"The trained network ({trained:.1f} %) beats {' and '.join(beaten)}.")
+    behind = _behind(methods)
+    but = f", but is behind one of them on {', '.join(behind)}" if behind else ""
+    return Verdict(True, f"The trained network ({trained:.1f} %) beats {' and '.join(beaten)}{but}.")
+
+
+def _behind(methods: Sequence[dict[str, Any]]) -> list[str]:
+    """Figures of the headline in which a baseline is ahead of the trained network."""
+    trained = next(method for method in methods if method["kind"] == "trained")["metrics"]["headline"]
+    rivals = [method["metrics"]["headline"] for method in methods if method["kind"] != "trained"]
+    return [
+        name
+        for name, rate in trained.items()
+        if rate is not None and any((rival.get(name) or 0) > rate for rival in rivals)
+    ]
