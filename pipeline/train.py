@@ -133,7 +133,9 @@ def freeze(recipe: Recipe, run: Path) -> None:
     partial.replace(run / "recipe.yaml")
 
 
-def stream(batches: "Batches", start: int, recipe: Recipe, device: torch.device) -> Generator[dict[str, Tensor], None, None]:
+def stream(
+    batches: "Batches", start: int, recipe: Recipe, device: torch.device
+) -> Generator[dict[str, Tensor], None, None]:
     """Batches from step `start` to the recipe's last, in order, prepared ahead by worker processes.
 
     Must be closed: its workers do not hear SIGTERM, by which Python would otherwise end them.

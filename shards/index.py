@@ -198,9 +198,7 @@ def check_sizes(manifest: Manifest, sizes: dict[str, int], where: str) -> list[s
         if shard.name not in sizes:
             faults.append(f"{where}/{shard.name} is missing")
         elif sizes[shard.name] != shard.bytes:
-            faults.append(
-                f"{where}/{shard.name} has {sizes[shard.name]} bytes, {MANIFEST_NAME} says {shard.bytes}"
-            )
+            faults.append(f"{where}/{shard.name} has {sizes[shard.name]} bytes, {MANIFEST_NAME} says {shard.bytes}")
     return faults
 
 

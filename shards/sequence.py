@@ -44,9 +44,7 @@ def make_key(subject: str, condition: str, view: str) -> str:
             raise ValueError(f"{what} {part!r} {fault}: rename it before packing.")
     key = f"{subject}-{condition}-{view}"
     if (length := len(key.encode())) > _LONGEST_KEY:
-        raise ValueError(
-            f"key {key!r} is {length} bytes long, a tar member's name leaves room for {_LONGEST_KEY}."
-        )
+        raise ValueError(f"key {key!r} is {length} bytes long, a tar member's name leaves room for {_LONGEST_KEY}.")
     return key
 
 
@@ -66,8 +64,7 @@ def encode(silhouettes: np.ndarray) -> bytes:
     """uint8 [frames, height, width] -> gzip of a version 1.0 `.npy`, C order. Same array, same bytes."""
     if silhouettes.dtype != np.uint8 or silhouettes.ndim != 3:
         raise ValueError(
-            f"a sequence is uint8 [frames, height, width], "
-            f"this is {silhouettes.dtype} {list(silhouettes.shape)}."
+            f"a sequence is uint8 [frames, height, width], this is {silhouettes.dtype} {list(silhouettes.shape)}."
         )
     buffer = io.BytesIO()
     np.lib.format.write_array(buffer, np.ascontiguousarray(silhouettes), version=(1, 0), allow_pickle=False)
@@ -87,9 +84,7 @@ def decode(payload: bytes | memoryview) -> np.ndarray:
         raise ValueError(f"not a readable gzip member: {error}") from error
     shape, start = _parse_header(plain)
     if len(plain) - start != shape[0] * shape[1] * shape[2]:
-        raise ValueError(
-            f"the array's header says {list(shape)}, {len(plain) - start} bytes of pixels follow."
-        )
+        raise ValueError(f"the array's header says {list(shape)}, {len(plain) - start} bytes of pixels follow.")
     return _read_only(np.ndarray(shape, np.uint8, plain, start))
 
 

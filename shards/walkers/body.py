@@ -174,12 +174,9 @@ def trial(number: int, condition: str, seed: int = 0) -> Trial:
         raise ValueError(f"no condition {condition!r} among the walkers': use one of {', '.join(CONDITIONS)}")
     rng = _generator(seed, number, CONDITIONS.index(condition))
     person = subject(number, seed)
-    manner = {
-        name: person.manner[name] + MANNER_PER_TRIAL * sd * _spread(rng) for name, (_, sd) in MANNERS.items()
-    }
+    manner = {name: person.manner[name] + MANNER_PER_TRIAL * sd * _spread(rng) for name, (_, sd) in MANNERS.items()}
     girths = {
-        name: person.girths[name] * np.exp(GIRTH_PER_TRIAL * sd * _spread(rng))
-        for name, (_, sd) in GIRTHS.items()
+        name: person.girths[name] * np.exp(GIRTH_PER_TRIAL * sd * _spread(rng)) for name, (_, sd) in GIRTHS.items()
     }
     outfit = _outfit(condition[:2], rng)
     if outfit.coat:

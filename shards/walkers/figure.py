@@ -72,9 +72,7 @@ def _add_leg(solid: Solid, trial: Trial, pose: Pose, side: int, pelvis: int, bel
     girths, lengths, coat = trial.subject.girths, trial.subject.lengths, trial.outfit.coat
     hip, knee, ankle = (pose.legs[:, side, joint] for joint in (HIP, KNEE_JOINT, ANKLE))
     left = (1 - 2 * side) * 0.88 * lengths["hips"]
-    seat = Segment(pose.pelvis, pose.pelvis_axes).at(
-        -0.34 * girths["buttocks"], left, -0.2 * girths["buttocks"]
-    )
+    seat = Segment(pose.pelvis, pose.pelvis_axes).at(-0.34 * girths["buttocks"], left, -0.2 * girths["buttocks"])
     upper = solid.ball(_between(hip, knee, 0.25), 0.95 * girths["thigh_girth"])
     solid.part(solid.ball(seat, girths["buttocks"] + 0.8 * coat), upper, belly)
 

@@ -170,9 +170,7 @@ def _arm(trial: Trial, phase: Array, shoulder: Array, trunk: Array, sign: int) -
     inward = manner["arm_inward"] * np.sin(np.radians(elbow))
 
     def along(angle: Array, aside: Array) -> Array:
-        direction = np.stack(
-            [np.sin(angle) * np.cos(aside), sign * np.sin(aside), -np.cos(angle) * np.cos(aside)], -1
-        )
+        direction = np.stack([np.sin(angle) * np.cos(aside), sign * np.sin(aside), -np.cos(angle) * np.cos(aside)], -1)
         return np.einsum("nij,nj->ni", trunk, direction)
 
     elbow_at = shoulder + lengths["upper_arm"] * along(upper, np.full_like(upper, out))
@@ -192,9 +190,7 @@ def pose(trial: Trial, num_frames: int) -> Pose:
     joints = legs(subject, strides) + pelvis[:, None, None]
 
     lean = manner["lean"] + 0.8 * np.cos(2 * cycle)
-    pelvis_axes = rotation(
-        -manner["pelvis_yaw"] * np.cos(cycle), 0.4 * lean, manner["pelvis_roll"] * np.sin(cycle)
-    )
+    pelvis_axes = rotation(-manner["pelvis_yaw"] * np.cos(cycle), 0.4 * lean, manner["pelvis_roll"] * np.sin(cycle))
     trunk_axes = rotation(
         manner["trunk_yaw"] * np.cos(cycle), lean + manner["hunch"], -manner["trunk_roll"] * np.sin(cycle)
     )

@@ -14,9 +14,7 @@ CAMERA_DISTANCE = 5.2  # metres from the middle of the path
 CAMERA_HEIGHT = 1.15
 FOCAL_LENGTH = 330.0  # pixels
 AIM = (0.0, 0.0, 0.93)  # the point in the middle of the picture
-CLOSE_REACH = (
-    2.05  # metres either way along the path; longer walks are seen from further off, to fit the picture
-)
+CLOSE_REACH = 2.05  # metres either way along the path; longer walks are seen from further off, to fit the picture
 
 NUM_DIRECTIONS = 24
 SUB_PIXEL_BITS = 4

@@ -48,9 +48,7 @@ def _num_frames(frames: Frames, number: int, condition: str, seed: int) -> int:
     """The length of one walk: the same from all its views."""
     low, high = (frames, frames) if isinstance(frames, int) else frames
     if not 1 <= low <= high <= LONGEST_WALK:
-        raise ValueError(
-            f"frames={frames!r}: give 1 to {LONGEST_WALK}, or a (shortest, longest) pair of them"
-        )
+        raise ValueError(f"frames={frames!r}: give 1 to {LONGEST_WALK}, or a (shortest, longest) pair of them")
     key = (number, body.CONDITIONS.index(condition), 0)
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
     return int(rng.integers(low, high + 1))
@@ -85,9 +83,7 @@ def walks(
         yield silhouettes
 
 
-def walk(
-    subject: int, condition: str, view: str, seed: int = 0, frames: Frames = FRAMES, flaws: bool = True
-) -> Array:
+def walk(subject: int, condition: str, view: str, seed: int = 0, frames: Frames = FRAMES, flaws: bool = True) -> Array:
     """One sequence, uint8 [frames, 240, 320], white (255) on black: a pure function of its arguments.
 
     `condition` is one of body.CONDITIONS, `view` one of render.VIEWS (090: from the side, 000: towards the
@@ -98,9 +94,7 @@ def walk(
     return next(walks(subject, condition, (view,), seed, frames, flaws))
 
 
-def _write_subject(
-    folder: Path, number: int, seed: int, frames: Frames, views: tuple[str, ...]
-) -> tuple[int, int]:
+def _write_subject(folder: Path, number: int, seed: int, frames: Frames, views: tuple[str, ...]) -> tuple[int, int]:
     """Writes one subject's folder and returns its number of sequences and frames."""
     cv2.setNumThreads(1)
     num_sequences = num_frames = 0

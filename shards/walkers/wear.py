@@ -45,9 +45,7 @@ def _add_box(solid: Solid, box: Segment, half: tuple[float, float, float], round
     """Adds a box about the segment's origin: four eggs along its long edges, each as wide as the box."""
     depth, width, height = half
     corners = [
-        solid.egg(
-            box.at(x * (depth - rounding), 0.0, z * (height - rounding)), box.axes, rounding, width, rounding
-        )
+        solid.egg(box.at(x * (depth - rounding), 0.0, z * (height - rounding)), box.axes, rounding, width, rounding)
         for x in (-1, 1)
         for z in (-1, 1)
     ]

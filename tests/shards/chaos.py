@@ -94,9 +94,7 @@ class Proxy:
                     time.sleep(fault.seconds)
                 if self._strikes("slow_down") is not None:
                     length = len(_SLOW_DOWN)
-                    client.sendall(
-                        b"HTTP/1.1 503 Slow Down\r\nContent-Length: %d\r\n\r\n%s" % (length, _SLOW_DOWN)
-                    )
+                    client.sendall(b"HTTP/1.1 503 Slow Down\r\nContent-Length: %d\r\n\r\n%s" % (length, _SLOW_DOWN))
                     continue
                 server.sendall(head)
                 if not self._answer(client, server, method == b"HEAD"):

@@ -37,9 +37,7 @@ def average_shape(silhouettes: np.ndarray) -> np.ndarray:
         half = max(height // 4, 1)
         padded = np.pad(silhouette, ((0, 0), (half, half)))
         cut.append(
-            cv2.resize(
-                padded[top : top + height, middle : middle + 2 * half], (16, 32), interpolation=cv2.INTER_AREA
-            )
+            cv2.resize(padded[top : top + height, middle : middle + 2 * half], (16, 32), interpolation=cv2.INTER_AREA)
         )
     return np.mean(cut, 0) / 255
 
@@ -138,9 +136,7 @@ def test_the_gait_cycle_shows_in_the_side_view(number: int) -> None:
         columns = np.flatnonzero(silhouette[top + height * 3 // 4 : top + height].any(0))
         widths.append(columns.max() - columns.min())
     signal = np.array(widths) - np.mean(widths)
-    correlation = np.array(
-        [np.dot(signal[:-lag], signal[lag:]) / (len(signal) - lag) for lag in range(1, 24)]
-    )
+    correlation = np.array([np.dot(signal[:-lag], signal[lag:]) / (len(signal) - lag) for lag in range(1, 24)])
     cadence = body.trial(number, "nm-01").subject.manner["cadence"]
     expected = gait.FRAMES_PER_SECOND / cadence / 2
     peak = 8 + np.argmax(correlation[7:19])
@@ -263,10 +259,7 @@ def test_a_part_is_the_hull_of_its_ellipsoids() -> None:
     rim = pixels[:, None] + (radii * render.FOCAL_LENGTH / seen_at[:, 2])[:, None, None] * circle
     hull = cv2.convexHull(rim.reshape(-1, 2).astype(np.float32)).reshape(-1, 2)
     expected = (
-        cv2.fillConvexPoly(
-            np.zeros((240, 320), np.uint8), np.round((hull - 0.5) * 16).astype(np.int32), 1, shift=4
-        )
-        > 0
+        cv2.fillConvexPoly(np.zeros((240, 320), np.uint8), np.round((hull - 0.5) * 16).astype(np.int32), 1, shift=4) > 0
     )
     assert (mask & expected).sum() / (mask | expected).sum() > 0.95
 

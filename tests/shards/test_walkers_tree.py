@@ -10,9 +10,7 @@ from shards.walkers import CONDITIONS, VIEWS, WalkersSummary, tree, walk, write
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {
-        file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()
-    }
+    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +52,7 @@ def test_same_bytes_whatever_the_workers_and_the_number_of_people(
 ) -> None:
     write(tmp_path / "three", 3, seed=5, frames=(3, 5), workers=2, progress=False, views=("000", "090"))
     three = contents(tmp_path / "three")
-    assert {name: data for name, data in three.items() if not name.startswith("003/")} == contents(
-        two_people[0]
-    )
+    assert {name: data for name, data in three.items() if not name.startswith("003/")} == contents(two_people[0])
 
 
 def test_another_seed_is_other_people(tmp_path: Path, two_people: tuple[Path, WalkersSummary]) -> None:
