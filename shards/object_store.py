@@ -165,7 +165,8 @@ def explain(error: Exception, url: str) -> OSError:
             f"{url}: {where} does not accept the credentials ({_code(text)}): check AWS_ACCESS_KEY_ID, "
             f"AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN, or the profile in ~/.aws."
         )
-    if _has(text, "AuthorizationHeaderMalformed", "PermanentRedirect", "IllegalLocation", "status code: 301"):
+    # The client answers S3's 301, which has no LOCATION, in its own words.
+    if _has(text, "AuthorizationHeaderMalformed", "IllegalLocation", "redirect without LOCATION"):
         region = re.search(r"<Region>([\w-]+)</Region>|expecting '([\w-]+)'", text)
         right = f" to {region[1] or region[2]}" if region else " to the bucket's"
         asked = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"

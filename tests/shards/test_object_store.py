@@ -2,10 +2,13 @@
 
 # ruff: noqa: F811
 
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
+import shards
 from shards.object_store import connect, explain, is_object_store, s3_settings
 from tests.shards.s3_server import S3Server, free_port, s3, s3_server  # noqa: F401
 
@@ -108,10 +111,45 @@ def test_no_server(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(error, ConnectionError) and f"{endpoint} cannot be reached" in str(error)
 
 
-def test_wrong_region_is_named() -> None:
-    said = "status code: 400: <Code>AuthorizationHeaderMalformed</Code><Region>eu-central-1</Region>"
-    error = explain(RuntimeError(said), "s3://bucket/set")
-    assert isinstance(error, PermissionError) and "set AWS_REGION to eu-central-1" in str(error)
+class OfAnotherRegion(BaseHTTPRequestHandler):
+    """Answers as Amazon does for a bucket that lies elsewhere."""
+
+    answer: tuple[int, bytes]
+
+    def do_GET(self) -> None:
+        status, said = self.answer
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(said)))
+        self.end_headers()
+        self.wfile.write(said)
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "remedy"),
+    [
+        (
+            400,
+            "<Error><Code>AuthorizationHeaderMalformed</Code><Message>The authorization header is malformed; the "
+            "region 'us-east-1' is wrong; expecting 'eu-central-1'</Message><Region>eu-central-1</Region></Error>",
+            "set AWS_REGION to eu-central-1",
+        ),
+        (301, "<Error><Code>PermanentRedirect</Code></Error>", "set AWS_REGION to the bucket's"),
+    ],
+)
+def test_wrong_region(status: int, said: str, remedy: str, no_settings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(OfAnotherRegion, "answer", (status, said.encode()), raising=False)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), OfAnotherRegion)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "A")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "B")
+    with pytest.raises(PermissionError, match=f"the bucket is not in region us-east-1: {remedy}"):
+        shards.open("s3://bucket/set", patience=2)
+    server.shutdown()
+    server.server_close()
 
 
 def test_signed_addresses_and_internals_are_left_out() -> None:
