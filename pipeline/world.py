@@ -56,6 +56,11 @@ def _refuse_what_is_the_recipes(on_cpu: bool) -> None:
             f"the launcher asks for mixed precision {precision!r}, which would cast parameters and statistics, too; "
             "take it out of the launch, and set train.precision in the recipe"
         )
+    if _under_deepspeed() and os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true":
+        raise ValueError(
+            "the launch asks for DeepSpeed and for CPUs by name (ACCELERATE_USE_CPU), and Accelerate would leave "
+            "DeepSpeed out without a word; unset the variable: DeepSpeed finds the CPUs by itself"
+        )
     wanted = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if not on_cpu and wanted > torch.cuda.device_count():
         raise ValueError(

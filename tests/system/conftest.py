@@ -18,6 +18,12 @@ ROOT = Path(__file__).parents[2]
 Launch = Callable[..., subprocess.CompletedProcess[str]]
 
 
+def launch_environment(**variables: str) -> dict[str, str]:
+    """This process's environment without what Accelerate left in it: the launch file alone decides."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("ACCELERATE_")}
+    return {**kept, "OMP_NUM_THREADS": "1", **variables}
+
+
 @pytest.fixture(scope="session")
 def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six people seen from three sides, in a folder with a space in its name."""
@@ -47,7 +53,7 @@ def launch() -> Launch:
         command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
         command += ["--config_file", f"accelerate_configs/{config}.yaml", "--main_process_port", str(free_port())]
         command += ["-m", module, *map(str, arguments)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
+        environment = launch_environment(**(env or {}))
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=280)
 
     return run

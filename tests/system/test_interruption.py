@@ -1,6 +1,5 @@
 """A run that is asked to stop saves at the end of its step, and goes on to the result it would have had."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from safetensors.torch import load_file
 from pipeline.checkpoint import latest
 from pipeline.metrics_log import read
 from tests.processes import free_port
-from tests.system.conftest import ROOT, Launch
+from tests.system.conftest import ROOT, Launch, launch_environment
 
 STEPS = 12
 SMALL = ["batch.subjects=4", "batch.sequences=2", "batch.frames=9", "train.save_every=100", "train.log_every=1"]
@@ -36,7 +35,7 @@ def test_a_signal_saves_and_the_run_resumes_bit_for_bit(
     command += ["--config_file", "accelerate_configs/zero2.yaml", "--main_process_port", str(free_port())]
     command += ["-m", "pipeline.train", *arguments(packed, cut)]
     # The launcher forwards SIGUSR2 only when told to; it would die of it otherwise, and orphan its processes.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PET_SIGNALS_TO_HANDLE": "SIGTERM,SIGINT,SIGUSR2"}
+    environment = launch_environment(PET_SIGNALS_TO_HANDLE="SIGTERM,SIGINT,SIGUSR2")
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=environment)
         deadline = time.monotonic() + 120
