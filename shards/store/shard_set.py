@@ -213,7 +213,9 @@ def open(
 def read_manifest(url: str, store: LocalStore | RemoteStore) -> table.Manifest:
     """`shards.json` at `url`. Raises FileNotFoundError or ValueError as `open` does."""
     if isinstance(store, LocalStore) and not store.folder.is_dir():
-        raise FileNotFoundError(f"{url} does not exist, or is no folder.")
+        raise FileNotFoundError(
+            f"{url} does not exist, or is no folder: pack a data set there (hstl pack --to {url}), or correct the name."
+        )
     try:
         data = store.read_unchecked_file(table.MANIFEST_NAME)
     except FileNotFoundError as error:
