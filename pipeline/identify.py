@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ import shards
 from pipeline import results, world
 from pipeline.embed import Work, embed, frames_at_once, network_embedder
 from pipeline.metrics.distances import pairs
+from pipeline.model.hstl import Precision
 from shards import silhouettes
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ def identify(
     frames, own_row, remarks = read_probe(probe, shard_set)
     weights = checkpoints.read_weights(checkpoint)
     network = checkpoints.to_network(weights, variant)
+    network.precision = _precision(weights.path)
     accelerator = world.start()
     most_frames = frames_at_once(accelerator.device)
     embedder = network_embedder(network.to(accelerator.device), most_frames)
@@ -216,10 +218,23 @@ def _gallery_rows(shard_set: "ShardSet", split: str) -> np.ndarray:
     return rows
 
 
+def _run_of(weights: Path) -> Path | None:
+    run = weights.parent.parent.parent
+    return run if run.joinpath("recipe.yaml").is_file() else None
+
+
+def _precision(weights: Path) -> Precision:
+    """What the run was last evaluated at, so that its embeddings serve here, too; fp32 where nothing says."""
+    run = _run_of(weights)
+    if run is None or not run.joinpath("evaluation", results.FILE).is_file():
+        return "fp32"
+    return cast(Precision, results.read(run)["recipe"]["evaluate"]["precision"])
+
+
 def _kept(cache: Path | None, weights: Path) -> Path:
     named = cache or os.environ.get(CACHE_VARIABLE)
     if named:
         return Path(named)
-    if (run := weights.parent.parent.parent).joinpath("recipe.yaml").is_file():
+    if (run := _run_of(weights)) is not None:
         return run / "evaluation" / "embeddings"  # evaluating the run leaves the very same there
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hstl" / "embeddings"
