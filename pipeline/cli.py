@@ -72,13 +72,16 @@ def pack(
     ] = None,
     workers: Annotated[int | None, typer.Option(help="processes; all cores unless given")] = None,
     shard_size: Annotated[float, typer.Option(help="megabytes a shard, about")] = 32,
+    level: Annotated[
+        int, typer.Option(help="compression, 1 to 12: 12 is a tenth smaller, packing nine times the work")
+    ] = 7,
     quiet: Quiet = False,
 ) -> None:
     """Pack raw silhouettes into WebDataset shards with an index; goes on where a killed run stopped."""
     from shards.pack import pack as pack_shards
 
     with _mistakes_explained():
-        summary = pack_shards(layout, source, to, partition, workers, shard_size, progress=not quiet)
+        summary = pack_shards(layout, source, to, partition, workers, shard_size, progress=not quiet, level=level)
     out.print(summary)
 
 
@@ -114,6 +117,33 @@ def show(
         out.print(describe(url))
         if to is not None:
             out.print(f"drawn: {contact_sheet(url, to, [key] if key else [])}")
+
+
+@app.command()
+def runs(
+    folders: Annotated[
+        list[Path] | None, typer.Argument(metavar="[FOLDER...]", help="folders of runs; runs/ unless given")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """List runs: how far each is, whether it lives, its loss, speed and rank-1; the newest first."""
+    import json
+    from datetime import UTC, datetime
+
+    from rich.text import Text
+
+    from pipeline.runs import list_runs, show
+
+    now = datetime.now(UTC)
+    with _mistakes_explained():
+        found = list_runs(folders or [Path("runs")], now)
+    if as_json:
+        typer.echo(json.dumps([run.to_dict() for run in found], indent=1))
+    elif not found:
+        out.print("no runs there: a run is a folder with a recipe.yaml")
+    else:
+        for part in show(found, now, out.width):
+            out.print(part, soft_wrap=isinstance(part, Text))  # a path is to be copied
 
 
 @app.command()
@@ -179,6 +209,70 @@ def check_submission(
         raise typer.Exit(1)
     against = f"against {data}" if data else "its form alone; --data checks probes and gallery, too"
     out.print(f"{file}: nothing wrong ({against})", soft_wrap=True, markup=False)
+
+
+@app.command()
+def fault(
+    folder: Annotated[Path, typer.Argument(metavar="RUN/faults/STEP", help="what training left of a step it refused")],
+) -> None:
+    """Run a step that was not finite again, on this machine: its losses, and the gradients that are not finite."""
+    from pipeline.faults import repeat
+    from pipeline.recipe import load
+
+    with _mistakes_explained():
+        found = repeat(folder, load(folder.parents[1] / "recipe.yaml").loss)
+    for one in found.recorded:
+        said = ", ".join(f"{name} {value}" for name, value in one["losses"].items())
+        out.print(f"recorded on rank {one['rank']}: {said}; gradients not finite: {len(one['gradients'])}")
+        out.print(f"  sequences: {', '.join(one['sequences'])}", soft_wrap=True, markup=False)
+    said = ", ".join(f"{name} {value:.6g}" for name, value in found.losses.items())
+    out.print(f"step {found.step} again, in fp32 on the whole batch: {said}")
+    out.print(f"gradients not finite: {', '.join(found.gradients) or 'none'}", soft_wrap=True, markup=False)
+
+
+@app.command()
+def submit(
+    arguments: Annotated[
+        list[str],
+        typer.Argument(metavar="RECIPE... [key.path=value...]", help="recipes, and values in place of theirs"),
+    ],
+    nodes: Annotated[int, typer.Option(help="nodes", min=1)] = 1,
+    gpus_per_node: Annotated[int, typer.Option(help="GPUs of a node, a process each; 0 trains on CPUs", min=0)] = 1,
+    processes_per_node: Annotated[
+        int | None, typer.Option(help="processes of a node without GPUs; 1 unless given", min=1)
+    ] = None,
+    cpus_per_node: Annotated[
+        int | None,
+        typer.Option(help="cores of a node; a process and its loader workers have one each unless given", min=1),
+    ] = None,
+    partition: Annotated[str | None, typer.Option(help="SLURM's partition")] = None,
+    time: Annotated[str | None, typer.Option(help="limit of a start: minutes, H:MM:SS or D-HH:MM:SS")] = None,
+    launch: Annotated[Path, typer.Option(help="launch file")] = Path("accelerate_configs/zero2.yaml"),
+    site: Annotated[Path | None, typer.Option(help="what your cluster needs; see accelerate_configs/slurm")] = None,
+    run: Annotated[Path | None, typer.Option(help="folder of the run, or of the runs of several recipes")] = None,
+    save_seconds: Annotated[
+        float, typer.Option(help="longest time of a save: the job is told 60 s + twice it ahead", min=0)
+    ] = 30,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="write the job, and say how to submit it")] = False,
+) -> None:
+    """Train as a SLURM job that saves and requeues itself when it is interrupted; several recipes are an array."""
+    from pipeline import slurm
+
+    with _mistakes_explained():
+        recipes, overrides = slurm.recipes_and_overrides(arguments)
+        resources = slurm.Resources(
+            nodes, gpus_per_node, processes_per_node, cpus_per_node, partition, time, save_seconds
+        )
+        written = slurm.prepare(recipes, overrides, resources, slurm.load_site(site), launch, run)
+        job = None if dry_run else slurm.submit(written)
+    for note in written.notes:
+        out.print(f"note: {note}", soft_wrap=True, markup=False)
+    for folder in written.runs:
+        out.print(f"run: {folder}", soft_wrap=True, markup=False)
+    if job is None:
+        out.print(f"written, not submitted; submit it with\n  {written.command}", soft_wrap=True, markup=False)
+    else:
+        out.print(f"job {job}; its log: {written.folder}/job-{job}*.log", soft_wrap=True, markup=False)
 
 
 @app.command()

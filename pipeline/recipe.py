@@ -23,6 +23,8 @@ class Network(_Section):
     """Which HSTL."""
 
     variant: Literal[tuple(VARIANTS)]  # type: ignore[valid-type]
+    weights: str | None = None
+    """Weights that a new run starts from, ours or a released file; random ones by the seed unless given."""
 
 
 class Batch(_Section):
@@ -83,9 +85,11 @@ class Train(_Section):
 
     steps: Positive
     save_every: Positive
-    """Steps between checkpoints; the last step is always saved."""
+    """Steps between lasting checkpoints; the last step is always saved."""
+    interim_every: Positive | None = None
+    """Steps between interim checkpoints: each is deleted as soon as a newer one is complete."""
     keep_last: Positive = 2
-    """Checkpoints kept, counted from the newest."""
+    """Lasting checkpoints kept, counted from the newest."""
     keep_every: Positive | None = None
     """Checkpoints at multiples of this many steps are kept for good."""
     log_every: Positive = 100
@@ -96,8 +100,12 @@ class Train(_Section):
     """Sequences a process convolves at a time (exact; saves memory, costs a second forward pass)."""
     workers: Annotated[int, Field(ge=0)] = 2
     """Loader processes a rank; the batches do not depend on it."""
-    trackers: Annotated[tuple[Literal["tensorboard"], ...], Field(strict=False)] = ("tensorboard",)
-    """Trackers beside metrics.jsonl, through Accelerate."""
+    trackers: Annotated[tuple[Literal["tensorboard", "wandb", "mlflow"], ...], Field(strict=False)] = ("tensorboard",)
+    """Trackers beside metrics.jsonl, through Accelerate; wandb and mlflow are the extra `trackers`."""
+    stall_seconds: Positive = 1800
+    """A process that stays this long in one step, one wait for data or one save ends itself, and so the job."""
+    start_from: str | None = None
+    """Checkpoint or run that a run without checkpoints goes on from, optimizer and step included."""
     allow_changes: bool = False
     """Resume although data, recipe or launcher differ from the checkpoint's."""
 

@@ -32,7 +32,7 @@ def gather(
     accelerator: "Accelerator",
 ) -> dict[str, Any]:
     """The whole of results.json, from the entries of the methods, the trained network's first."""
-    from pipeline import checkpoint as checkpoints
+    from pipeline import provenance
 
     trained_on = _trained_on(weights.path)
     data = _describe_data(shard_set, rows, recipe.evaluate.frames_limit)
@@ -51,7 +51,7 @@ def gather(
             "sha256": sha256(weights.path),
             "trained_on": trained_on,
         },
-        "versions": checkpoints.versions(),
+        "versions": provenance.versions(),
         "machine": {"device": _device(accelerator), "processes": accelerator.num_processes},
         "methods": entries,
         "verdict": verdict(entries).text,

@@ -15,10 +15,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 import shards
-from pipeline import losses, world
-from pipeline.model import HSTL, HSTLOutput
-from pipeline.model.global_batch import gather
-from pipeline.recipe import Loss, Optimizer, Recipe, Schedule, dump, load
+from pipeline import world
+from pipeline.model import HSTL
+from pipeline.objective import batch_losses
+from pipeline.recipe import Optimizer, Recipe, Schedule, dump, load
+from pipeline.stall import StallGuard
 
 if TYPE_CHECKING:
     from shards import Batches, ShardSet
@@ -28,20 +29,23 @@ def train(recipe: Recipe) -> Path:
     """Trains by the recipe with all processes of the launch; returns the run's folder.
 
     Raises ValueError, FileNotFoundError or FileExistsError on input that cannot be trained on, before anything is
-    written, and FloatingPointError when the loss stops being finite on any process, before the weights change. On
-    SIGTERM or SIGUSR2 to any process the step is finished, a checkpoint written, and all processes return.
+    written; FloatingPointError when the loss or a gradient stops being finite on any process, before the weights
+    change, with what repeats the step in RUN/faults; MemoryError, OSError (a full disk) with the remedy. On SIGTERM
+    or SIGUSR2 to any process the step is finished, a checkpoint written, and all processes return.
     """
     # Accelerate and what brings it are imported here: loader workers import this module, too.
-    from pipeline import checkpoint
+    from pipeline import checkpoint, faults
     from pipeline.watch import Watch
 
     shard_set = shards.open(recipe.data)
     batches = open_batches(shard_set, recipe)
-    accelerator = world.start(batches.rank_batch_size)
+    accelerator = world.start(batches.rank_batch_size, patience=2 * recipe.train.stall_seconds)
     run = Path(world.agree(accelerator, lambda: str(open_run(recipe))))
     if not (run / "recipe.yaml").is_file():
         raise ValueError(f"{run} is not to be seen on {platform.node()}; give a `run` on a disk that all nodes share")
 
+    # First what a checkpoint says, then the recipe's weights, then the seed's.
+    found = checkpoint.find(accelerator, run, recipe, shard_set.fingerprint)
     torch.manual_seed(recipe.seed)  # every process starts from the same weights
     network = HSTL(
         recipe.network.variant,
@@ -49,42 +53,52 @@ def train(recipe: Recipe) -> Path:
         precision=recipe.train.precision,
         micro_batch=recipe.train.micro_batch,
     )
+    if found is None and recipe.network.weights is not None:
+        checkpoint.load_weights(network, recipe.network.weights)
+    gradients = faults.GradientCheck(network)
     model, optimizer = accelerator.prepare(network, build_optimizer(network, recipe.optimizer))
     model.train()
 
     step = start = 0
-    if (newest := world.agree(accelerator, lambda: checkpoint.latest(run))) is not None:
-        step = start = checkpoint.resume(accelerator, newest, recipe, shard_set.fingerprint)
-        accelerator.print(f"resumed {newest} at step {start} of {recipe.train.steps}")
+    if found is not None:
+        checkpoint.take_up(accelerator, found)
+        step = start = found.step
+        accelerator.print(
+            "\n  ".join([f"resumed {found.folder} at step {start} of {recipe.train.steps}", *found.changes])
+        )
     if accelerator.is_main_process:
         freeze(recipe, run)  # only now: a refused resume must not change the run
 
     with (
         Watch(accelerator, recipe, run, start, shard_set) as watch,
         world.Interruption() as interruption,
+        StallGuard(recipe.train.stall_seconds) as alive,
+        faults.out_of_memory_explained(recipe, batches.rank_batch_size, accelerator.process_index),
         closing(stream(batches, start, recipe, accelerator.device)) as arriving,
     ):
         leave = False
         while True:
             last = leave or step >= recipe.train.steps
-            if step > start and (last or step % recipe.train.save_every == 0):
-                with watch.saving():
+            if step > start and (last or checkpoint.is_due(step, recipe.train)):
+                with alive.during(f"saving step {step}"), watch.saving():
                     checkpoint.save(accelerator, model, run, step, recipe, shard_set.fingerprint)
             if last:
                 break
-            with watch.waiting():
+            with alive.during(f"waiting for the batch of step {step}"), watch.waiting():
                 batch = next(arriving)
-            rate = learning_rate(step, recipe.optimizer.lr, recipe.schedule)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            output = model(batch["silhouettes"].float() / 255)
-            terms = batch_losses(output, batch["labels"], recipe.loss)
-            broken, leave = world.anywhere(accelerator, ~terms["loss"].isfinite(), interruption.asked)
-            if broken:
-                raise FloatingPointError(_not_finite(step, terms, batch["rows"], shard_set))
-            accelerator.backward(terms["loss"])
-            optimizer.step()
-            optimizer.zero_grad()
+            with alive.during(f"step {step}"):
+                rate = learning_rate(step, recipe.optimizer.lr, recipe.schedule)
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+                output = model(batch["silhouettes"].float() / 255)
+                terms = batch_losses(output, batch["labels"], recipe.loss)
+                world.backward(accelerator, terms["loss"])
+                doubtful = ~terms["loss"].isfinite() | gradients.broken()
+                broken, leave = world.anywhere(accelerator, doubtful, interruption.asked)
+                if broken:
+                    keys = shard_set.index["key"].take(batch["rows"].tolist()).to_pylist()
+                    raise faults.record(accelerator, model, run, step, terms, batch, gradients.names(), keys)
+                world.take_step(accelerator, optimizer)
             step += 1
             watch.step_done(step, terms, rate)
     if step < recipe.train.steps:
@@ -138,7 +152,7 @@ def stream(
 ) -> Generator[dict[str, Tensor], None, None]:
     """Batches from step `start` to the recipe's last, in order, prepared ahead by worker processes.
 
-    Must be closed: its workers do not hear SIGTERM, by which Python would otherwise end them.
+    Must be closed: its workers do not hear SIGTERM, by which Python would otherwise end them at exit.
     """
     loader: DataLoader[dict[str, Tensor]] = DataLoader(
         batches,
@@ -151,10 +165,15 @@ def stream(
         pin_memory=device.type == "cuda",
     )
     with world.signals_withheld():
-        following = iter(loader)
-    # Workers take seconds to start; meanwhile this process makes the first batch itself.
-    for batch in itertools.chain([batches[start]], following):
-        yield {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+        following: Any = iter(loader)
+    try:
+        # Workers take seconds to start; meanwhile this process makes the first batch itself.
+        for batch in itertools.chain([batches[start]], following):
+            yield {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+    finally:
+        # Said outright: the traceback of an error would keep the iterator, and so the workers, alive for ever.
+        if recipe.train.workers:
+            following._shutdown_workers()
 
 
 def build_optimizer(network: HSTL, optimizer: Optimizer) -> torch.optim.Optimizer:
@@ -169,28 +188,6 @@ def learning_rate(step: int, base: float, schedule: Schedule) -> float:
     """The rate of the update that follows batch `step` (from 0): a function of the step, so nothing to resume."""
     passed = sum(step >= milestone for milestone in schedule.milestones)
     return base * schedule.factor**passed
-
-
-def batch_losses(output: HSTLOutput, labels: Tensor, loss: Loss) -> dict[str, Tensor]:
-    """Losses of the global batch from one process's part of it: scalars loss, triplet, cross_entropy.
-
-    Triplets are over the embeddings of all processes. The cross-entropy is over this process's sequences: its mean
-    over processes, which averaging the gradients takes, is the mean over the batch.
-    """
-    triplet = losses.triplet(gather(output.embeddings), gather(labels), loss.margin)
-    cross_entropy = losses.cross_entropy(output.logits, labels, loss.scale, loss.smoothing)
-    total = loss.triplet_weight * triplet + loss.cross_entropy_weight * cross_entropy
-    return {"loss": total, "triplet": triplet.detach(), "cross_entropy": cross_entropy.detach()}
-
-
-def _not_finite(step: int, terms: dict[str, Tensor], rows: Tensor, shard_set: "ShardSet") -> str:
-    values = ", ".join(f"{name} {value.item()}" for name, value in terms.items())
-    keys = ", ".join(shard_set.index["key"].take(rows.tolist()).to_pylist())
-    return (
-        f"the loss is not finite at step {step} on rank {os.environ.get('RANK', '0')}: {values}. This step was "
-        f"not taken, and every checkpoint was finite when it was saved. A lower optimizer.lr or train.precision=fp32 "
-        f"is the usual remedy, from the newest checkpoint with train.allow_changes=true. Sequences of this rank: {keys}"
-    )
 
 
 def parse(argv: Sequence[str] | None, description: str, *options: dict[str, Any]) -> argparse.Namespace:

@@ -7,6 +7,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,10 +20,11 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-def start(rank_batch_size: int = 1) -> "Accelerator":
+def start(rank_batch_size: int = 1, *, patience: int = 1800) -> "Accelerator":
     """Joins this process to the others of `accelerate launch`, on GPUs by nccl and on CPUs by gloo.
 
-    `rank_batch_size` is the number of sequences a process sees a step. Without a launcher it is the only process.
+    `rank_batch_size` is the number of sequences a process sees a step; `patience` the seconds that processes wait for
+    one another. Without a launcher it is the only process.
     """
     on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" or not torch.cuda.is_available()
     _refuse_what_is_the_recipes(on_cpu)
@@ -38,7 +40,9 @@ def start(rank_batch_size: int = 1) -> "Accelerator":
         _without_compiled_collectives()
     accelerator = Accelerator(
         # With a backend named, Accelerate believes in a process group even where no launcher made one.
-        kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")] if on_cpu and "WORLD_SIZE" in os.environ else [],
+        kwargs_handlers=[InitProcessGroupKwargs("gloo" if on_cpu else "nccl", timeout=timedelta(seconds=patience))]
+        if "WORLD_SIZE" in os.environ
+        else [],
         # What is learnt is the recipe's: the network opens autocast itself, the schedule is a function of the step.
         mixed_precision="no",
         gradient_accumulation_steps=1,
@@ -109,6 +113,39 @@ def anywhere(accelerator: "Accelerator", *flags: Tensor | bool) -> list[bool]:
     return [bool(flag) for flag in mine.tolist()]
 
 
+def united(accelerator: "Accelerator", mine: dict[str, Any]) -> dict[str, Any]:
+    """The entries of all processes' dictionaries, on every process."""
+    if accelerator.num_processes == 1:
+        return mine
+    everyones: list[dict[str, Any]] = [{}] * accelerator.num_processes
+    dist.all_gather_object(everyones, mine)
+    return {key: value for one in everyones for key, value in one.items()}
+
+
+def backward(accelerator: "Accelerator", loss: Tensor) -> None:
+    """Gradients, and no step: Accelerate's own `backward` would take the step at once under DeepSpeed."""
+    if (engine := _engine(accelerator)) is None:
+        accelerator.backward(loss)
+    else:
+        engine.set_gradient_accumulation_boundary(is_boundary=True)
+        engine.backward(loss)
+
+
+def take_step(accelerator: "Accelerator", optimizer: torch.optim.Optimizer) -> None:
+    """The update by the gradients of `backward`, which are gone then."""
+    if (engine := _engine(accelerator)) is None:
+        optimizer.step()
+        optimizer.zero_grad()
+    else:
+        engine.step()
+
+
+def _engine(accelerator: "Accelerator") -> Any:
+    """DeepSpeed's, or None; the attribute is there only where Accelerate knows DeepSpeed is asked for."""
+    wrapped = getattr(accelerator, "deepspeed_engine_wrapped", None)
+    return None if wrapped is None else wrapped.engine
+
+
 SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
 """What asks a run to save and leave."""
 
@@ -164,5 +201,5 @@ def leave_with(error: Exception) -> None:
     sys.exit(2)
 
 
-USER_MISTAKES = (ValueError, OSError)
+USER_MISTAKES = (ValueError, OSError, MemoryError)
 """Errors that, raised by our own code, end in their message."""

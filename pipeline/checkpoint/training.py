@@ -2,22 +2,27 @@
 
 RUN/checkpoints/step-00000300/
     model.safetensors   the network, readable without DeepSpeed
-    training.json       step, fingerprint of the data, recipe, world, versions
+    training.json       step, fingerprint of the data, recipe, world, versions, commit
     state/              what Accelerate and DeepSpeed need to go on
+    files.json          size and CRC-32 of every file
     COMPLETE            the marker, written last: a folder without it is not a checkpoint
 """
 
 import json
 import os
-import platform
 import shutil
-from importlib.metadata import version
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError
 from torch import nn
 
-from pipeline import world
+from pipeline import provenance, world
+from pipeline.checkpoint import folders, manifest, universal
 from pipeline.checkpoint.weights import FILE, MARKER, save_weights
 from pipeline.recipe import Recipe
 
@@ -26,89 +31,126 @@ if TYPE_CHECKING:
 
 DESCRIPTION = "training.json"
 
+TORCHS_WRITER = ("PytorchStreamWriter", "inline_container", "iostream error")
+"""What a plain RuntimeError says that comes of torch.save and a file that could not be written."""
+
 FREE = {
     "steps",
     "save_every",
+    "interim_every",
     "keep_last",
     "keep_every",
     "log_every",
     "workers",
     "micro_batch",
     "trackers",
+    "stall_seconds",
+    "start_from",
     "allow_changes",
 }
 """Keys of the recipe's train section that change nothing that is learnt: a resumed run may have others."""
-
-
-def latest(run: Path) -> Path | None:
-    """The newest complete checkpoint of a run, or None."""
-    complete = sorted(run.glob(f"checkpoints/step-*/{MARKER}"))
-    return complete[-1].parent if complete else None
 
 
 def save(accelerator: "Accelerator", model: nn.Module, run: Path, step: int, recipe: Recipe, fingerprint: str) -> Path:
     """Writes the checkpoint of `step` under a temporary name, renames it, marks it; then prunes older ones.
 
     Every process must call it; only the main process's write of the marker makes it count. Raises FloatingPointError,
-    and writes nothing, where a weight is not finite: such a checkpoint would push out good ones.
+    and writes nothing, where a weight is not finite: such a checkpoint would push out good ones. Raises OSError where
+    it cannot be written; the one before stays good.
     """
     tensors = accelerator.get_state_dict(model)  # a collective under ZeRO-3
     broken = accelerator.is_main_process and not all(tensor.isfinite().all() for tensor in tensors.values())
     if world.anywhere(accelerator, broken)[0]:
         raise FloatingPointError(f"weights are not finite after step {step}: not saved; the newest checkpoint is good")
     folder = run / "checkpoints" / f"step-{step:08d}"
-    partial = folder.with_name(f".{folder.name}.partial")
-    if accelerator.is_main_process:
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed between renaming and marking
-        partial.mkdir(parents=True)
-    accelerator.wait_for_everyone()
-    accelerator.save_state(str(partial / "state"))
-    if accelerator.is_main_process:
-        save_weights(partial / FILE, accelerator.unwrap_model(model), tensors, step)
-        description = describe(accelerator, step, recipe, fingerprint)
-        (partial / DESCRIPTION).write_text(json.dumps(description, indent=1))
-    if accelerator.is_local_main_process:
-        _flush(partial)
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        partial.rename(folder)
-        _flush(folder.parent, deep=False)
-        (folder / MARKER).touch()
-        _flush(folder, deep=False)
-        _prune(run, recipe.train.keep_last, recipe.train.keep_every)
-    accelerator.wait_for_everyone()
+    writing = folder.with_name(f".{folder.name}.partial")
+    with _explained(writing, step):
+        if accelerator.is_main_process:
+            shutil.rmtree(writing, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed between renaming and marking
+            writing.mkdir(parents=True)
+        accelerator.wait_for_everyone()
+        accelerator.save_state(str(writing / "state"))
+        if accelerator.is_main_process:
+            save_weights(writing / FILE, accelerator.unwrap_model(model), tensors, step)
+            description = describe(accelerator, step, recipe, fingerprint)
+            (writing / DESCRIPTION).write_text(json.dumps(description, indent=1))
+        accelerator.wait_for_everyone()
+        files = world.united(accelerator, manifest.sums(writing, *_share(accelerator)))
+        if accelerator.is_main_process:
+            manifest.write(writing, files)
+        if accelerator.is_local_main_process:
+            _flush(writing)
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            writing.rename(folder)
+            _flush(folder.parent, deep=False)
+            (folder / MARKER).touch()
+            _flush(folder, deep=False)
+            folders.prune(run, recipe.train)
+        accelerator.wait_for_everyone()
     return folder
 
 
-def resume(accelerator: "Accelerator", folder: Path, recipe: Recipe, fingerprint: str) -> int:
-    """Takes up the training state of a checkpoint; returns the next step.
+@contextmanager
+def _explained(writing: Path, step: int) -> Iterator[None]:
+    """What fails inside becomes an OSError that says what stays good; what was half written is deleted."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have their own for a full disk
+        if isinstance(error, RuntimeError) and not any(said in str(error) for said in TORCHS_WRITER):
+            raise
+        shutil.rmtree(writing, ignore_errors=True)
+        raise OSError(
+            f"the checkpoint of step {step} could not be written to {writing.parent}: {error}. The newest complete "
+            "checkpoint is good; free space or raise train.save_every, and start again with the same `run`"
+        ) from error
 
-    Raises ValueError where data, recipe or processes are not those it was written with, naming both sides and the
-    key that overrides it.
+
+@dataclass(frozen=True)
+class Resumable:
+    """A whole checkpoint that fits the recipe, the data and the launch."""
+
+    folder: Path
+    step: int
+    changes: list[str]
+    """Differences that the user allowed."""
+    reshard: bool
+    """Whether its optimizer's shards are of another number of processes."""
+
+
+def find(accelerator: "Accelerator", run: Path, recipe: Recipe, fingerprint: str) -> Resumable | None:
+    """What the run goes on from: its newest whole checkpoint, else the recipe's `train.start_from`, else None.
+
+    Every process must call it, before the network is prepared. Every byte is checked; a damaged checkpoint is put
+    aside, and the one before it taken. Raises ValueError where data, recipe or launcher are not those it was written
+    with, naming both sides and the key that overrides it.
     """
-    saved = json.loads((folder / DESCRIPTION).read_text())
-    asked = describe(accelerator, saved["step"], recipe, fingerprint)
-    if saved["launcher"] != asked["launcher"] and "DEEPSPEED" in saved["launcher"] + asked["launcher"]:
-        raise ValueError(
-            f"{folder} was written under {saved['launcher']}, now it is {asked['launcher']}: their optimizer states "
-            "differ; launch with the file it was written with"
-        )
-    if differences := _differences(saved, asked):
-        if not recipe.train.allow_changes:
-            raise ValueError(
-                f"{folder} cannot be resumed as asked:\n"
-                + "\n".join(f"  {d}" for d in differences)
-                + "\nstart a new run (another `run`), or go on all the same with train.allow_changes=true"
-            )
-        accelerator.print("resuming with changes:\n" + "\n".join(f"  {d}" for d in differences))
-    if saved["launcher"].startswith("DEEPSPEED") and saved["world_size"] != accelerator.num_processes:
-        raise ValueError(
-            f"{folder} was written by {saved['world_size']} processes under DeepSpeed, now there are "
-            f"{accelerator.num_processes}; launch it with --num_processes {saved['world_size']}"
-        )
-    accelerator.load_state(str(folder / "state"))
-    return int(saved["step"])
+    while (folder := world.agree(accelerator, lambda: _newest(run, recipe))) is not None:
+        faults = manifest.faults(folder, *_share(accelerator))
+        if not world.anywhere(accelerator, bool(faults))[0]:
+            return _fitting(accelerator, folder, recipe, fingerprint)
+        for fault in faults:
+            print(f"damaged checkpoint: {fault}", flush=True)
+        if not folder.is_relative_to(run):
+            raise ValueError(f"train.start_from: {folder} is damaged; take another checkpoint")
+        world.agree(accelerator, partial(folders.put_aside, folder))
+    return None
+
+
+def take_up(accelerator: "Accelerator", found: Resumable) -> None:
+    """Loads the state of a checkpoint into what was prepared. Every process must call it."""
+    state = found.folder / "state"
+    if not found.reshard:
+        accelerator.load_state(str(state))
+        return
+    other = found.folder.with_name(f".{found.folder.name}.universal")
+    accelerator.print(f"resharding {found.folder} for {accelerator.num_processes} processes")
+    world.agree(accelerator, lambda: str(universal.convert(state, other)))
+    accelerator.load_state(str(other))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        shutil.rmtree(other)
 
 
 def describe(accelerator: "Accelerator", step: int, recipe: Recipe, fingerprint: str) -> dict[str, Any]:
@@ -121,14 +163,45 @@ def describe(accelerator: "Accelerator", step: int, recipe: Recipe, fingerprint:
         "recipe": recipe.model_dump(mode="json"),
         "world_size": accelerator.num_processes,
         "launcher": accelerator.distributed_type.value + stage,
-        "versions": versions(),
+        "versions": provenance.versions(),
+        "source": provenance.source(),
     }
 
 
-def versions() -> dict[str, str]:
-    """Versions of what computes, by name."""
-    names = ("hstl", "torch", "accelerate", "deepspeed", "numpy")
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+def _newest(run: Path, recipe: Recipe) -> Path | None:
+    newest = folders.latest(run)
+    if newest is not None or recipe.train.start_from is None:
+        return newest
+    asked = Path(recipe.train.start_from)
+    found = asked if (asked / MARKER).is_file() else folders.latest(asked)
+    if found is None:
+        raise FileNotFoundError(
+            f"train.start_from: {asked} is neither a complete checkpoint nor a run that has one; "
+            "give RUN or RUN/checkpoints/step-..."
+        )
+    return found
+
+
+def _fitting(accelerator: "Accelerator", folder: Path, recipe: Recipe, fingerprint: str) -> Resumable:
+    saved = json.loads((folder / DESCRIPTION).read_text())
+    asked = describe(accelerator, saved["step"], recipe, fingerprint)
+    under_deepspeed = "DEEPSPEED" in saved["launcher"] + asked["launcher"]
+    if saved["launcher"] != asked["launcher"] and under_deepspeed:
+        raise ValueError(
+            f"{folder} was written under {saved['launcher']}, now it is {asked['launcher']}: their optimizer states "
+            "differ; launch with the file it was written with (any number of processes will do)"
+        )
+    differences = _differences(saved, asked)
+    if differences and not recipe.train.allow_changes:
+        raise ValueError(
+            f"{folder} cannot be resumed as asked:\n"
+            + "\n".join(f"  {d}" for d in differences)
+            + "\nstart a new run (another `run`), or go on all the same with train.allow_changes=true"
+        )
+    reshard = under_deepspeed and saved["world_size"] != asked["world_size"]
+    if reshard:
+        accelerator.state.deepspeed_plugin.deepspeed_config["checkpoint"] = {"load_universal": True}
+    return Resumable(folder, int(saved["step"]), differences, reshard)
 
 
 def _differences(saved: dict[str, Any], asked: dict[str, Any]) -> list[str]:
@@ -151,21 +224,13 @@ def _differences(saved: dict[str, Any], asked: dict[str, Any]) -> list[str]:
     return found
 
 
+def _share(accelerator: "Accelerator") -> tuple[int, int]:
+    return accelerator.process_index, accelerator.num_processes
+
+
 def _flush(folder: Path, *, deep: bool = True) -> None:
     """Everything below reaches the disk before anyone may believe it."""
     for path in [*(folder.rglob("*") if deep else ()), folder]:
         descriptor = os.open(path, os.O_RDONLY)
         os.fsync(descriptor)
         os.close(descriptor)
-
-
-def _prune(run: Path, keep_last: int, keep_every: int | None) -> None:
-    for abandoned in (*run.glob("checkpoints/.step-*.partial"), *run.glob("checkpoints/step-*")):
-        if not (abandoned / MARKER).exists():  # of a run that was killed while saving or pruning
-            shutil.rmtree(abandoned)
-    complete = sorted(marker.parent for marker in run.glob(f"checkpoints/step-*/{MARKER}"))
-    for folder in complete[:-keep_last]:
-        step = int(folder.name.removeprefix("step-"))
-        if keep_every is None or step % keep_every:
-            (folder / MARKER).unlink()  # first, so that a half-deleted folder is not believed
-            shutil.rmtree(folder)

@@ -43,15 +43,20 @@ def packed(raw: Path) -> Path:
     return to
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def launch() -> Launch:
     """`accelerate launch` with a file of accelerate_configs/, from the repository's root."""
 
     def run(
-        config: str, module: str, *arguments: object, env: dict[str, str] | None = None
+        config: str,
+        module: str,
+        *arguments: object,
+        env: dict[str, str] | None = None,
+        processes: int | None = None,
     ) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
         command += ["--config_file", f"accelerate_configs/{config}.yaml", "--main_process_port", str(free_port())]
+        command += [] if processes is None else ["--num_processes", str(processes)]
         command += ["-m", module, *map(str, arguments)]
         environment = launch_environment(**(env or {}))
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=280)

@@ -1,0 +1,149 @@
+"""When training meets what is not finite or does not fit: who, where, and what is needed to see it again.
+
+RUN/faults/step-00000017/
+    model.safetensors       the network as it was before the step
+    rank-0.safetensors ...  silhouettes, labels and rows of each process's part of the batch
+    rank-0.json ...         its losses, the gradients that were not finite, the keys of its sequences
+"""
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from pipeline import checkpoint
+from pipeline.objective import batch_losses
+from pipeline.recipe import Loss
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from pipeline.recipe import Recipe
+
+
+class GradientCheck:
+    """Which gradients of one process were not finite in its last backward pass, before any exchange of gradients.
+
+    After the exchange a NaN is everywhere; here it still says whose it is. To be made before the network is prepared.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self._sums: dict[str, Tensor] = {}
+        for name, parameter in network.named_parameters():
+            parameter.register_hook(partial(self._note, name))
+
+    def _note(self, name: str, gradient: Tensor) -> None:
+        self._sums[name] = gradient.sum()  # infinite or NaN as soon as one element is; read on the device, no wait
+
+    def broken(self) -> Tensor:
+        """Whether one was not finite; bool, a scalar on the gradients' device."""
+        return ~torch.stack(list(self._sums.values())).isfinite().all()
+
+    def names(self) -> list[str]:
+        """Of the parameters whose gradients were not finite."""
+        return [name for name, total in self._sums.items() if not total.isfinite()]
+
+
+@contextmanager
+def out_of_memory_explained(recipe: "Recipe", rank_sequences: int, rank: int) -> Iterator[None]:
+    """Running out of memory inside becomes a MemoryError that says at what batch, and what helps."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        at_once = min(recipe.train.micro_batch or rank_sequences, rank_sequences)
+        remedy = (
+            f"set train.micro_batch={max(at_once // 2, 1)}: the result is the same, with fewer convolved at once"
+            if at_once > 1
+            else "launch more processes, or take fewer batch.frames"
+        )
+        raise MemoryError(
+            f"out of memory on rank {rank}, with {rank_sequences} sequences of {recipe.batch.frames} frames a process, "
+            f"{at_once} of them convolved at once; {remedy}. ({str(error).splitlines()[0]})"
+        ) from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a GPU or the machine had no memory left; torch's allocator on CPU raises a plain RuntimeError."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+
+
+def record(
+    accelerator: "Accelerator",
+    model: nn.Module,
+    run: Path,
+    step: int,
+    terms: dict[str, Tensor],
+    batch: dict[str, Tensor],
+    gradients: list[str],
+    keys: list[str],
+) -> FloatingPointError:
+    """Writes RUN/faults/step-...; every process must call it. Returns the error to be raised, of this process.
+
+    `gradients` names this process's gradients that were not finite, `keys` its sequences.
+    """
+    folder = run / "faults" / f"step-{step:08d}"
+    if accelerator.is_main_process:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+    accelerator.wait_for_everyone()
+    tensors = accelerator.get_state_dict(model)  # a collective under ZeRO-3
+    if accelerator.is_main_process:
+        checkpoint.save_weights(folder / "model.safetensors", accelerator.unwrap_model(model), tensors, step)
+    rank = accelerator.process_index
+    said = {name: value.item() for name, value in terms.items()}
+    save_file({name: tensor.cpu() for name, tensor in batch.items()}, folder / f"rank-{rank}.safetensors")
+    described = {"step": step, "rank": rank, "losses": {k: str(v) for k, v in said.items()}}
+    described |= {"gradients": gradients, "sequences": keys}
+    (folder / f"rank-{rank}.json").write_text(json.dumps(described, indent=1))
+    accelerator.wait_for_everyone()
+    finite = bool(torch.stack(list(terms.values())).isfinite().all())
+    what = f"gradients of {_some(gradients)} are" if finite else "the loss is"
+    if finite and not gradients:
+        return FloatingPointError(f"step {step}: what rank {rank} computed is finite; another rank's is not")
+    return FloatingPointError(
+        f"{what} not finite at step {step} on rank {rank}: {', '.join(f'{k} {v}' for k, v in said.items())}. The step "
+        f"was not taken, and every checkpoint was finite when it was saved. `hstl fault {folder}` runs it again. "
+        "A lower optimizer.lr or train.precision=fp32 is the usual remedy, from the newest checkpoint with "
+        f"train.allow_changes=true. Sequences of this rank: {', '.join(keys)}"
+    )
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """A faulty step, run again by one process in fp32."""
+
+    step: int
+    recorded: list[dict[str, Any]]
+    """rank-*.json, in rank order."""
+    losses: dict[str, float]
+    gradients: list[str]
+    """Names of the parameters whose gradients are not finite."""
+
+
+def repeat(folder: Path, loss: Loss) -> Repeated:
+    """Runs the recorded step again on the whole batch, without an update. Raises FileNotFoundError if none is there."""
+    described = sorted(folder.glob("rank-*.json"), key=lambda path: int(path.stem.removeprefix("rank-")))
+    if not described:
+        raise FileNotFoundError(f"{folder} records no fault; give a folder RUN/faults/step-...")
+    recorded = [json.loads(path.read_text()) for path in described]
+    parts = [load_file(path.with_suffix(".safetensors")) for path in described]
+    batch = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    network = checkpoint.to_network(checkpoint.read_weights(folder / "model.safetensors")).train()
+    check = GradientCheck(network)
+    terms = batch_losses(network(batch["silhouettes"].float() / 255), batch["labels"], loss)
+    terms["loss"].backward()
+    return Repeated(recorded[0]["step"], recorded, {k: v.item() for k, v in terms.items()}, check.names())
+
+
+def _some(names: list[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
