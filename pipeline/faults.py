@@ -35,10 +35,11 @@ class GradientCheck:
     After the exchange a NaN is everywhere; here it still says whose it is. To be made before the network is prepared.
     """
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, *networks: nn.Module) -> None:
         self._sums: dict[str, Tensor] = {}
-        for name, parameter in network.named_parameters():
-            parameter.register_hook(partial(self._note, name))
+        for network in networks:
+            for name, parameter in network.named_parameters():
+                parameter.register_hook(partial(self._note, name))
 
     def _note(self, name: str, gradient: Tensor) -> None:
         self._sums[name] = gradient.sum()  # infinite or NaN as soon as one element is; read on the device, no wait
@@ -79,7 +80,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def record(
     accelerator: "Accelerator",
-    model: nn.Module,
+    trained: "checkpoint.Trained",
     run: Path,
     step: int,
     terms: dict[str, Tensor],
@@ -96,9 +97,9 @@ def record(
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
     accelerator.wait_for_everyone()
-    tensors = accelerator.get_state_dict(model)  # a collective under ZeRO-3
+    tensors = checkpoint.full_state(accelerator, trained, folder)
     if accelerator.is_main_process:
-        checkpoint.save_weights(folder / "model.safetensors", accelerator.unwrap_model(model), tensors, step)
+        checkpoint.save_weights(folder / "model.safetensors", accelerator.unwrap_model(trained.model), tensors, step)
     rank = accelerator.process_index
     said = {name: value.item() for name, value in terms.items()}
     save_file({name: tensor.cpu() for name, tensor in batch.items()}, folder / f"rank-{rank}.safetensors")

@@ -11,17 +11,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import shards
 from pipeline import world
 from pipeline.model import HSTL
+from pipeline.model.sharded_classifier import ShardedClassifier
 from pipeline.objective import batch_losses
 from pipeline.recipe import Optimizer, Recipe, Schedule, dump, load
 from pipeline.stall import StallGuard
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from pipeline import checkpoint, faults
     from shards import Batches, ShardSet
 
 
@@ -55,13 +59,12 @@ def train(recipe: Recipe) -> Path:
     )
     if found is None and recipe.network.weights is not None:
         checkpoint.load_weights(network, recipe.network.weights)
-    gradients = faults.GradientCheck(network)
-    model, optimizer = accelerator.prepare(network, build_optimizer(network, recipe.optimizer))
-    model.train()
+    trained, gradients = prepare(accelerator, network, recipe)
+    model = trained.model.train()
 
     step = start = 0
     if found is not None:
-        checkpoint.take_up(accelerator, found)
+        checkpoint.take_up(accelerator, found, trained)
         step = start = found.step
         accelerator.print(
             "\n  ".join([f"resumed {found.folder} at step {start} of {recipe.train.steps}", *found.changes])
@@ -81,24 +84,24 @@ def train(recipe: Recipe) -> Path:
             last = leave or step >= recipe.train.steps
             if step > start and (last or checkpoint.is_due(step, recipe.train)):
                 with alive.during(f"saving step {step}"), watch.saving():
-                    checkpoint.save(accelerator, model, run, step, recipe, shard_set.fingerprint)
+                    checkpoint.save(accelerator, trained, run, step, recipe, shard_set.fingerprint)
             if last:
                 break
             with alive.during(f"waiting for the batch of step {step}"), watch.waiting():
                 batch = next(arriving)
             with alive.during(f"step {step}"):
                 rate = learning_rate(step, recipe.optimizer.lr, recipe.schedule)
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
+                trained.set_learning_rate(rate)
                 output = model(batch["silhouettes"].float() / 255)
-                terms = batch_losses(output, batch["labels"], recipe.loss)
+                terms = batch_losses(output, batch["labels"], recipe.loss, trained.classifier)
                 world.backward(accelerator, terms["loss"])
                 doubtful = ~terms["loss"].isfinite() | gradients.broken()
                 broken, leave = world.anywhere(accelerator, doubtful, interruption.asked)
                 if broken:
                     keys = shard_set.index["key"].take(batch["rows"].tolist()).to_pylist()
-                    raise faults.record(accelerator, model, run, step, terms, batch, gradients.names(), keys)
-                world.take_step(accelerator, optimizer)
+                    raise faults.record(accelerator, trained, run, step, terms, batch, gradients.names(), keys)
+                world.take_step(accelerator, trained.optimizer)
+                trained.step_classifier()
             step += 1
             watch.step_done(step, terms, rate)
     if step < recipe.train.steps:
@@ -108,6 +111,21 @@ def train(recipe: Recipe) -> Path:
     else:
         accelerator.print(f"trained: {run}")
     return run
+
+
+def prepare(
+    accelerator: "Accelerator", network: HSTL, recipe: Recipe
+) -> tuple["checkpoint.Trained", "faults.GradientCheck"]:
+    """Network and optimizer as DDP or DeepSpeed has them; the classifier apart where the recipe asks for it."""
+    from pipeline import checkpoint, faults
+
+    apart = None
+    if recipe.train.shard_classifier:
+        apart = ShardedClassifier(network, accelerator.process_index, accelerator.num_processes).to(accelerator.device)
+    gradients = faults.GradientCheck(network, *([] if apart is None else [apart]))
+    model, optimizer = accelerator.prepare(network, build_optimizer(network, recipe.optimizer))
+    own = None if apart is None else build_optimizer(apart, recipe.optimizer)
+    return checkpoint.Trained(model, optimizer, apart, own), gradients
 
 
 def open_batches(shard_set: "ShardSet", recipe: Recipe) -> "Batches":
@@ -176,7 +194,7 @@ def stream(
             following._shutdown_workers()
 
 
-def build_optimizer(network: HSTL, optimizer: Optimizer) -> torch.optim.Optimizer:
+def build_optimizer(network: nn.Module, optimizer: Optimizer) -> torch.optim.Optimizer:
     """The recipe's optimizer over all parameters."""
     parameters, lr, decay = network.parameters(), optimizer.lr, optimizer.weight_decay
     if optimizer.kind == "adam":

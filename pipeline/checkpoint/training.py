@@ -18,12 +18,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline import provenance, world
-from pipeline.checkpoint import folders, manifest, universal
+from pipeline.checkpoint import classifier, folders, manifest, universal
 from pipeline.checkpoint.weights import FILE, MARKER, save_weights
+from pipeline.model.sharded_classifier import ShardedClassifier
 from pipeline.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -51,28 +53,65 @@ FREE = {
 """Keys of the recipe's train section that change nothing that is learnt: a resumed run may have others."""
 
 
-def save(accelerator: "Accelerator", model: nn.Module, run: Path, step: int, recipe: Recipe, fingerprint: str) -> Path:
+@dataclass(frozen=True)
+class Trained:
+    """What is trained, as prepared by Accelerate; the sharded classifier and its optimizer are not Accelerate's."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    classifier: ShardedClassifier | None = None
+    classifiers_optimizer: torch.optim.Optimizer | None = None
+
+    def set_learning_rate(self, rate: float) -> None:
+        """For the next update."""
+        for optimizer in filter(None, (self.optimizer, self.classifiers_optimizer)):
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+
+    def step_classifier(self) -> None:
+        """The update of a sharded classifier, which is this process's own."""
+        if self.classifiers_optimizer is not None:
+            self.classifiers_optimizer.step()
+            self.classifiers_optimizer.zero_grad()
+
+
+def full_state(accelerator: "Accelerator", trained: Trained, folder: Path) -> dict[str, Tensor]:
+    """All weights, on the main process; every process must call it. A sharded classifier goes by way of `folder`."""
+    tensors = accelerator.get_state_dict(trained.model)  # a collective under ZeRO-3
+    if trained.classifier is not None and trained.classifiers_optimizer is not None:
+        classifier.write(folder, trained.classifier, trained.classifiers_optimizer, *_share(accelerator))
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            tensors = {**tensors, "classifier.weight": classifier.joined(folder)}
+    return tensors
+
+
+def save(accelerator: "Accelerator", trained: Trained, run: Path, step: int, recipe: Recipe, fingerprint: str) -> Path:
     """Writes the checkpoint of `step` under a temporary name, renames it, marks it; then prunes older ones.
 
     Every process must call it; only the main process's write of the marker makes it count. Raises FloatingPointError,
     and writes nothing, where a weight is not finite: such a checkpoint would push out good ones. Raises OSError where
     it cannot be written; the one before stays good.
     """
-    tensors = accelerator.get_state_dict(model)  # a collective under ZeRO-3
-    broken = accelerator.is_main_process and not all(tensor.isfinite().all() for tensor in tensors.values())
-    if world.anywhere(accelerator, broken)[0]:
-        raise FloatingPointError(f"weights are not finite after step {step}: not saved; the newest checkpoint is good")
     folder = run / "checkpoints" / f"step-{step:08d}"
     writing = folder.with_name(f".{folder.name}.partial")
     with _explained(writing, step):
         if accelerator.is_main_process:
             shutil.rmtree(writing, ignore_errors=True)
             shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed between renaming and marking
-            writing.mkdir(parents=True)
+            (writing / "state").mkdir(parents=True)
         accelerator.wait_for_everyone()
+        tensors = full_state(accelerator, trained, writing / "state")
+        broken = accelerator.is_main_process and not all(tensor.isfinite().all() for tensor in tensors.values())
+        if world.anywhere(accelerator, broken)[0]:
+            if accelerator.is_main_process:
+                shutil.rmtree(writing)
+            raise FloatingPointError(
+                f"weights are not finite after step {step}: not saved; the newest checkpoint is good"
+            )
         accelerator.save_state(str(writing / "state"))
         if accelerator.is_main_process:
-            save_weights(writing / FILE, accelerator.unwrap_model(model), tensors, step)
+            save_weights(writing / FILE, accelerator.unwrap_model(trained.model), tensors, step)
             description = describe(accelerator, step, recipe, fingerprint)
             (writing / DESCRIPTION).write_text(json.dumps(description, indent=1))
         accelerator.wait_for_everyone()
@@ -138,9 +177,11 @@ def find(accelerator: "Accelerator", run: Path, recipe: Recipe, fingerprint: str
     return None
 
 
-def take_up(accelerator: "Accelerator", found: Resumable) -> None:
+def take_up(accelerator: "Accelerator", found: Resumable, trained: Trained) -> None:
     """Loads the state of a checkpoint into what was prepared. Every process must call it."""
     state = found.folder / "state"
+    if trained.classifier is not None and trained.classifiers_optimizer is not None:
+        classifier.read(state, trained.classifier, trained.classifiers_optimizer)
     if not found.reshard:
         accelerator.load_state(str(state))
         return
@@ -190,6 +231,12 @@ def _fitting(accelerator: "Accelerator", folder: Path, recipe: Recipe, fingerpri
         raise ValueError(
             f"{folder} was written under {saved['launcher']}, now it is {asked['launcher']}: their optimizer states "
             "differ; launch with the file it was written with (any number of processes will do)"
+        )
+    cut, now = (said["recipe"]["train"].get("shard_classifier", False) for said in (saved, asked))
+    if cut != now:
+        raise ValueError(
+            f"{folder} was written with train.shard_classifier={str(cut).lower()}, now it is {str(now).lower()}: their "
+            "optimizer states differ; set it back (or start a new run from its weights: network.weights)"
         )
     differences = _differences(saved, asked)
     if differences and not recipe.train.allow_changes:

@@ -43,7 +43,7 @@ JobCompType=jobcomp/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 MpiDefault=none
-ReturnToService=2
+ReturnToService=1
 SlurmdTimeout=10
 SlurmctldTimeout=10
 MessageTimeout=5
@@ -125,7 +125,7 @@ class Cluster:
                               f'exec {inside} {shutil.which(program)} "$@"\n')  # fmt: skip
             script.chmod(0o755)
         for node in NODES:
-            self._daemon(node, "slurmd", "-D", "-N", node)
+            self.power_on(node)
         deadline = time.monotonic() + 30
         while self.idle() < len(NODES):
             if time.monotonic() > deadline:
@@ -137,6 +137,15 @@ class Cluster:
         command = [str(self.folder / "bin" / "sinfo"), "--noheader", "--states=idle", "--partition=low", "--format=%D"]
         said = subprocess.run(command, capture_output=True, text=True).stdout.split()
         return sum(map(int, said))
+
+    def power_off(self, node: str) -> None:
+        """Every process of the node's dies at once."""
+        self.processes[node].kill()
+        self.processes[node].wait()
+
+    def power_on(self, node: str) -> None:
+        """The node starts again, and takes work once SLURM has seen it."""
+        self._daemon(node, "slurmd", "-D", "-N", node)
 
     def stop(self) -> None:
         """Every process and namespace of the cluster's is gone."""

@@ -21,14 +21,18 @@ SMALL = ["batch.subjects=4", "batch.sequences=2", "batch.frames=9", "train.log_e
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("config", "workers"), [("ddp", 2), ("zero1", 0), ("zero2", 2), ("zero3", 1)])
+@pytest.mark.parametrize(
+    ("config", "workers", "shard_classifier"),
+    [("ddp", 2, "false"), ("zero1", 0, "true"), ("zero2", 2, "false"), ("zero3", 1, "false")],
+)
 def test_killed_at_a_random_moment_training_ends_the_same(
-    launch: Launch, packed: Path, tmp_path: Path, config: str, workers: int
+    launch: Launch, packed: Path, tmp_path: Path, config: str, workers: int, shard_classifier: str
 ) -> None:
     environment = {"ACCELERATE_USE_CPU": "true"} if config == "ddp" else {}
 
     def arguments(run: Path) -> list[str]:
         command = ["recipes/demo.yaml", f"data={packed}", f"run={run}", f"train.steps={STEPS}", *SMALL]
+        command += [f"train.shard_classifier={shard_classifier}"]
         return [*command, f"train.workers={workers}", "train.save_every=4", "train.interim_every=1"]
 
     whole, cut = tmp_path / "whole", tmp_path / "cut"

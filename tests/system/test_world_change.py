@@ -13,14 +13,24 @@ SMALL += ["train.precision=fp32", "train.save_every=3", "train.workers=0", "sche
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("config", "worlds"), [("ddp", (1, 4)), ("zero1", (4,)), ("zero2", (1, 4)), ("zero3", (1, 4))])
+@pytest.mark.parametrize(
+    ("config", "worlds", "shard_classifier"),
+    [
+        ("ddp", (1, 4), "false"),
+        ("zero1", (4,), "false"),
+        ("zero2", (1, 4), "false"),
+        ("zero2", (1, 4), "true"),
+        ("zero3", (1, 4), "false"),
+    ],
+)
 def test_two_processes_become_one_or_four(
-    launch: Launch, packed: Path, tmp_path: Path, config: str, worlds: tuple[int, ...]
+    launch: Launch, packed: Path, tmp_path: Path, config: str, worlds: tuple[int, ...], shard_classifier: str
 ) -> None:
     def train(run: Path, steps: int, processes: int) -> str:
         done = launch(
             config,
             *("pipeline.train", "recipes/demo.yaml", f"data={packed}", f"run={run}", f"train.steps={steps}", *SMALL),
+            f"train.shard_classifier={shard_classifier}",
             env={"ACCELERATE_USE_CPU": "true"} if config == "ddp" else {},
             processes=processes,
         )

@@ -8,8 +8,8 @@ import torch.distributed as dist
 
 from pipeline.model import HSTL
 from pipeline.model.global_batch import gather
+from pipeline.objective import batch_losses
 from pipeline.recipe import Loss
-from pipeline.train import batch_losses
 from tests.processes import run
 
 Result = dict[str, torch.Tensor]
