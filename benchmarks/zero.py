@@ -75,33 +75,25 @@ def measure_here(num_classes: int, sharded: bool) -> None:
     import torch.distributed as dist
 
     from pipeline import world
-    from pipeline.checkpoint import Trained
     from pipeline.model import HSTL
-    from pipeline.model.sharded_classifier import ShardedClassifier
     from pipeline.objective import batch_losses
-    from pipeline.recipe import Loss
+    from pipeline.recipe import Loss, Optimizer
+    from pipeline.trained import Trained
 
     accelerator = world.start(2)
     torch.manual_seed(0)
     network = HSTL("grew", num_classes)
-    classifier, own = None, None
-    if sharded:
-        classifier = ShardedClassifier(network, accelerator.process_index, accelerator.num_processes)
-        own = torch.optim.SGD(classifier.parameters(), lr=1e-3, momentum=0.9)
-    optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9)
-    model, optimizer = accelerator.prepare(network, optimizer)
-    trained = Trained(model.train(), optimizer, classifier, own)
+    trained = Trained(accelerator, network, Optimizer(kind="sgd", lr=1e-3, momentum=0.9), shard_classifier=sharded)
     del network
     silhouettes = torch.rand(2, 3, 64, 44)
     labels = torch.tensor([accelerator.process_index] * 2)
     sent = []
     for _ in range(STEPS):
         before = _loopback_bytes()
-        terms = batch_losses(model(silhouettes), labels, Loss(), classifier)
-        world.backward(accelerator, terms["loss"])
+        terms = batch_losses(trained.model(silhouettes), labels, Loss(), trained.classifier)
+        trained.backward(terms["loss"])
         held = _live_bytes()
-        world.take_step(accelerator, optimizer)
-        trained.step_classifier()
+        trained.update()
         accelerator.wait_for_everyone()
         sent.append(_loopback_bytes() - before)
     if accelerator.is_main_process:

@@ -11,46 +11,23 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline import checkpoint
 from pipeline.objective import batch_losses
 from pipeline.recipe import Loss
+from pipeline.trained import GradientCheck
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from pipeline.recipe import Recipe
-
-
-class GradientCheck:
-    """Which gradients of one process were not finite in its last backward pass, before any exchange of gradients.
-
-    After the exchange a NaN is everywhere; here it still says whose it is. To be made before the network is prepared.
-    """
-
-    def __init__(self, *networks: nn.Module) -> None:
-        self._sums: dict[str, Tensor] = {}
-        for network in networks:
-            for name, parameter in network.named_parameters():
-                parameter.register_hook(partial(self._note, name))
-
-    def _note(self, name: str, gradient: Tensor) -> None:
-        self._sums[name] = gradient.sum()  # infinite or NaN as soon as one element is; read on the device, no wait
-
-    def broken(self) -> Tensor:
-        """Whether one was not finite; bool, a scalar on the gradients' device."""
-        return ~torch.stack(list(self._sums.values())).isfinite().all()
-
-    def names(self) -> list[str]:
-        """Of the parameters whose gradients were not finite."""
-        return [name for name, total in self._sums.items() if not total.isfinite()]
+    from pipeline.trained import Trained
 
 
 @contextmanager
@@ -80,26 +57,26 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def record(
     accelerator: "Accelerator",
-    trained: "checkpoint.Trained",
+    trained: "Trained",
     run: Path,
     step: int,
     terms: dict[str, Tensor],
     batch: dict[str, Tensor],
-    gradients: list[str],
     keys: list[str],
 ) -> FloatingPointError:
     """Writes RUN/faults/step-...; every process must call it. Returns the error to be raised, of this process.
 
-    `gradients` names this process's gradients that were not finite, `keys` its sequences.
+    `keys` names this process's sequences.
     """
+    gradients = trained.gradients.names()
     folder = run / "faults" / f"step-{step:08d}"
     if accelerator.is_main_process:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
     accelerator.wait_for_everyone()
-    tensors = checkpoint.full_state(accelerator, trained, folder)
+    tensors = trained.full_state(folder)
     if accelerator.is_main_process:
-        checkpoint.save_weights(folder / "model.safetensors", accelerator.unwrap_model(trained.model), tensors, step)
+        checkpoint.save_weights(folder / "model.safetensors", trained.network(), tensors, step)
     rank = accelerator.process_index
     said = {name: value.item() for name, value in terms.items()}
     save_file({name: tensor.cpu() for name, tensor in batch.items()}, folder / f"rank-{rank}.safetensors")

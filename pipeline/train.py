@@ -11,21 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 import shards
 from pipeline import world
 from pipeline.model import HSTL
-from pipeline.model.sharded_classifier import ShardedClassifier
 from pipeline.objective import batch_losses
-from pipeline.recipe import Optimizer, Recipe, Schedule, dump, load
+from pipeline.recipe import Recipe, Schedule, dump, load
 from pipeline.stall import StallGuard
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
-
-    from pipeline import checkpoint, faults
     from shards import Batches, ShardSet
 
 
@@ -39,6 +35,7 @@ def train(recipe: Recipe) -> Path:
     """
     # Accelerate and what brings it are imported here: loader workers import this module, too.
     from pipeline import checkpoint, faults
+    from pipeline.trained import Trained
     from pipeline.watch import Watch
 
     shard_set = shards.open(recipe.data)
@@ -59,8 +56,7 @@ def train(recipe: Recipe) -> Path:
     )
     if found is None and recipe.network.weights is not None:
         checkpoint.load_weights(network, recipe.network.weights)
-    trained, gradients = prepare(accelerator, network, recipe)
-    model = trained.model.train()
+    trained = Trained(accelerator, network, recipe.optimizer, shard_classifier=recipe.train.shard_classifier)
 
     step = start = 0
     if found is not None:
@@ -92,16 +88,15 @@ def train(recipe: Recipe) -> Path:
             with alive.during(f"step {step}"):
                 rate = learning_rate(step, recipe.optimizer.lr, recipe.schedule)
                 trained.set_learning_rate(rate)
-                output = model(batch["silhouettes"].float() / 255)
+                output = trained.model(batch["silhouettes"].float() / 255)
                 terms = batch_losses(output, batch["labels"], recipe.loss, trained.classifier)
-                world.backward(accelerator, terms["loss"])
-                doubtful = ~terms["loss"].isfinite() | gradients.broken()
+                trained.backward(terms["loss"])
+                doubtful = ~terms["loss"].isfinite() | trained.gradients.broken()
                 broken, leave = world.anywhere(accelerator, doubtful, interruption.asked)
                 if broken:
                     keys = shard_set.index["key"].take(batch["rows"].tolist()).to_pylist()
-                    raise faults.record(accelerator, trained, run, step, terms, batch, gradients.names(), keys)
-                world.take_step(accelerator, trained.optimizer)
-                trained.step_classifier()
+                    raise faults.record(accelerator, trained, run, step, terms, batch, keys)
+                trained.update()
             step += 1
             watch.step_done(step, terms, rate)
     if step < recipe.train.steps:
@@ -111,21 +106,6 @@ def train(recipe: Recipe) -> Path:
     else:
         accelerator.print(f"trained: {run}")
     return run
-
-
-def prepare(
-    accelerator: "Accelerator", network: HSTL, recipe: Recipe
-) -> tuple["checkpoint.Trained", "faults.GradientCheck"]:
-    """Network and optimizer as DDP or DeepSpeed has them; the classifier apart where the recipe asks for it."""
-    from pipeline import checkpoint, faults
-
-    apart = None
-    if recipe.train.shard_classifier:
-        apart = ShardedClassifier(network, accelerator.process_index, accelerator.num_processes).to(accelerator.device)
-    gradients = faults.GradientCheck(network, *([] if apart is None else [apart]))
-    model, optimizer = accelerator.prepare(network, build_optimizer(network, recipe.optimizer))
-    own = None if apart is None else build_optimizer(apart, recipe.optimizer)
-    return checkpoint.Trained(model, optimizer, apart, own), gradients
 
 
 def open_batches(shard_set: "ShardSet", recipe: Recipe) -> "Batches":
@@ -192,14 +172,6 @@ def stream(
         # Said outright: the traceback of an error would keep the iterator, and so the workers, alive for ever.
         if recipe.train.workers:
             following._shutdown_workers()
-
-
-def build_optimizer(network: nn.Module, optimizer: Optimizer) -> torch.optim.Optimizer:
-    """The recipe's optimizer over all parameters."""
-    parameters, lr, decay = network.parameters(), optimizer.lr, optimizer.weight_decay
-    if optimizer.kind == "adam":
-        return torch.optim.Adam(parameters, lr=lr, weight_decay=decay)
-    return torch.optim.SGD(parameters, lr=lr, weight_decay=decay, momentum=optimizer.momentum)
 
 
 def learning_rate(step: int, base: float, schedule: Schedule) -> float:

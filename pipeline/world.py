@@ -122,30 +122,6 @@ def united(accelerator: "Accelerator", mine: dict[str, Any]) -> dict[str, Any]:
     return {key: value for one in everyones for key, value in one.items()}
 
 
-def backward(accelerator: "Accelerator", loss: Tensor) -> None:
-    """Gradients, and no step: Accelerate's own `backward` would take the step at once under DeepSpeed."""
-    if (engine := _engine(accelerator)) is None:
-        accelerator.backward(loss)
-    else:
-        engine.set_gradient_accumulation_boundary(is_boundary=True)
-        engine.backward(loss)
-
-
-def take_step(accelerator: "Accelerator", optimizer: torch.optim.Optimizer) -> None:
-    """The update by the gradients of `backward`, which are gone then."""
-    if (engine := _engine(accelerator)) is None:
-        optimizer.step()
-        optimizer.zero_grad()
-    else:
-        engine.step()
-
-
-def _engine(accelerator: "Accelerator") -> Any:
-    """DeepSpeed's, or None; the attribute is there only where Accelerate knows DeepSpeed is asked for."""
-    wrapped = getattr(accelerator, "deepspeed_engine_wrapped", None)
-    return None if wrapped is None else wrapped.engine
-
-
 SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
 """What asks a run to save and leave."""
 

@@ -27,17 +27,19 @@ def write(folder: Path, classifier: ShardedClassifier, optimizer: torch.optim.Op
 
 def read(folder: Path, classifier: ShardedClassifier, optimizer: torch.optim.Optimizer) -> None:
     """Fills this rank's classes from the files of however many ranks. Raises ValueError where classes are missing."""
+    if classifier.first == classifier.last:
+        return  # more ranks than classes: nothing is this one's
     pieces: dict[str, list[Tensor]] = {}
     covered = classifier.first
     for path, first, last in _files(folder):
         start, end = max(first, classifier.first), min(last, classifier.last)
-        if start >= end and first != last:
+        if start >= end:
             continue
         with safe_open(path, framework="pt") as content:
             for name in content.keys():  # noqa: SIM118 - no iterator
                 stored = content.get_slice(name)
                 per_class = len(stored.get_shape()) > 0  # a count of steps has no classes
-                piece = stored[:, :, start - first : max(end - first, 0)] if per_class else content.get_tensor(name)
+                piece = stored[:, :, start - first : end - first] if per_class else content.get_tensor(name)
                 pieces.setdefault(name, []).append(piece)
         covered = max(covered, end)
     if covered < classifier.last:

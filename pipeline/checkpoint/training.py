@@ -18,18 +18,17 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
 
 from pipeline import provenance, world
 from pipeline.checkpoint import classifier, folders, manifest, universal
 from pipeline.checkpoint.weights import FILE, MARKER, save_weights
-from pipeline.model.sharded_classifier import ShardedClassifier
 from pipeline.recipe import Recipe
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+    from pipeline.trained import Trained
 
 DESCRIPTION = "training.json"
 
@@ -53,40 +52,9 @@ FREE = {
 """Keys of the recipe's train section that change nothing that is learnt: a resumed run may have others."""
 
 
-@dataclass(frozen=True)
-class Trained:
-    """What is trained, as prepared by Accelerate; the sharded classifier and its optimizer are not Accelerate's."""
-
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    classifier: ShardedClassifier | None = None
-    classifiers_optimizer: torch.optim.Optimizer | None = None
-
-    def set_learning_rate(self, rate: float) -> None:
-        """For the next update."""
-        for optimizer in filter(None, (self.optimizer, self.classifiers_optimizer)):
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-
-    def step_classifier(self) -> None:
-        """The update of a sharded classifier, which is this process's own."""
-        if self.classifiers_optimizer is not None:
-            self.classifiers_optimizer.step()
-            self.classifiers_optimizer.zero_grad()
-
-
-def full_state(accelerator: "Accelerator", trained: Trained, folder: Path) -> dict[str, Tensor]:
-    """All weights, on the main process; every process must call it. A sharded classifier goes by way of `folder`."""
-    tensors = accelerator.get_state_dict(trained.model)  # a collective under ZeRO-3
-    if trained.classifier is not None and trained.classifiers_optimizer is not None:
-        classifier.write(folder, trained.classifier, trained.classifiers_optimizer, *_share(accelerator))
-        accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            tensors = {**tensors, "classifier.weight": classifier.joined(folder)}
-    return tensors
-
-
-def save(accelerator: "Accelerator", trained: Trained, run: Path, step: int, recipe: Recipe, fingerprint: str) -> Path:
+def save(
+    accelerator: "Accelerator", trained: "Trained", run: Path, step: int, recipe: Recipe, fingerprint: str
+) -> Path:
     """Writes the checkpoint of `step` under a temporary name, renames it, marks it; then prunes older ones.
 
     Every process must call it; only the main process's write of the marker makes it count. Raises FloatingPointError,
@@ -101,7 +69,7 @@ def save(accelerator: "Accelerator", trained: Trained, run: Path, step: int, rec
             shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed between renaming and marking
             (writing / "state").mkdir(parents=True)
         accelerator.wait_for_everyone()
-        tensors = full_state(accelerator, trained, writing / "state")
+        tensors = trained.full_state(writing / "state")
         broken = accelerator.is_main_process and not all(tensor.isfinite().all() for tensor in tensors.values())
         if world.anywhere(accelerator, broken)[0]:
             if accelerator.is_main_process:
@@ -111,7 +79,7 @@ def save(accelerator: "Accelerator", trained: Trained, run: Path, step: int, rec
             )
         accelerator.save_state(str(writing / "state"))
         if accelerator.is_main_process:
-            save_weights(writing / FILE, accelerator.unwrap_model(trained.model), tensors, step)
+            save_weights(writing / FILE, trained.network(), tensors, step)
             description = describe(accelerator, step, recipe, fingerprint)
             (writing / DESCRIPTION).write_text(json.dumps(description, indent=1))
         accelerator.wait_for_everyone()
@@ -177,7 +145,7 @@ def find(accelerator: "Accelerator", run: Path, recipe: Recipe, fingerprint: str
     return None
 
 
-def take_up(accelerator: "Accelerator", found: Resumable, trained: Trained) -> None:
+def take_up(accelerator: "Accelerator", found: Resumable, trained: "Trained") -> None:
     """Loads the state of a checkpoint into what was prepared. Every process must call it."""
     state = found.folder / "state"
     if trained.classifier is not None and trained.classifiers_optimizer is not None:

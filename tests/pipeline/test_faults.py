@@ -2,8 +2,9 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.faults import GradientCheck, is_out_of_memory, out_of_memory_explained
+from pipeline.faults import is_out_of_memory, out_of_memory_explained
 from pipeline.recipe import Recipe, load
+from pipeline.trained import GradientCheck
 from tests.pipeline.test_train import DEMO
 
 

@@ -8,7 +8,8 @@ import torch
 from pipeline.metrics_log import MetricsLog, read
 from pipeline.model import HSTL
 from pipeline.recipe import Optimizer, Schedule, load
-from pipeline.train import build_optimizer, learning_rate, open_run
+from pipeline.train import learning_rate, open_run
+from pipeline.trained import build_optimizer
 
 DEMO = Path(__file__).parents[2] / "recipes" / "demo.yaml"
 
