@@ -22,6 +22,9 @@ from pipeline.recipe import Recipe, Schedule, dump, load
 from pipeline.stall import StallGuard
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from pipeline.run_state import Hold
     from shards import Batches, ShardSet
 
 
@@ -34,10 +37,9 @@ def train(recipe: Recipe) -> Path:
     or SIGUSR2 to any process the step is finished, a checkpoint written, and all processes return.
     """
     # Accelerate and what brings it are imported here: loader workers import this module, too.
-    from pipeline import checkpoint, faults
-    from pipeline.trained import Trained
-    from pipeline.watch import Watch
+    from pipeline import run_state, trackers
 
+    trackers.require(recipe.train.trackers)
     shard_set = shards.open(recipe.data)
     batches = open_batches(shard_set, recipe)
     accelerator = world.start(batches.rank_batch_size, patience=2 * recipe.train.stall_seconds)
@@ -45,6 +47,18 @@ def train(recipe: Recipe) -> Path:
     if not (run / "recipe.yaml").is_file():
         raise ValueError(f"{run} is not to be seen on {platform.node()}; give a `run` on a disk that all nodes share")
 
+    with run_state.hold(accelerator, run, recipe.train.steps) as state:
+        _train(accelerator, recipe, run, batches, state)
+    return run
+
+
+def _train(accelerator: "Accelerator", recipe: Recipe, run: Path, batches: "Batches", state: "Hold") -> None:
+    """All of training that happens in the run's folder, which is this launch's alone."""
+    from pipeline import checkpoint, faults
+    from pipeline.trained import Trained
+    from pipeline.watch import Watch
+
+    shard_set = batches.shard_set
     # First what a checkpoint says, then the recipe's weights, then the seed's.
     found = checkpoint.find(accelerator, run, recipe, shard_set.fingerprint)
     torch.manual_seed(recipe.seed)  # every process starts from the same weights
@@ -65,13 +79,14 @@ def train(recipe: Recipe) -> Path:
         accelerator.print(
             "\n  ".join([f"resumed {found.folder} at step {start} of {recipe.train.steps}", *found.changes])
         )
+    state.step = start
     if accelerator.is_main_process:
         freeze(recipe, run)  # only now: a refused resume must not change the run
 
     with (
         Watch(accelerator, recipe, run, start, shard_set) as watch,
         world.Interruption() as interruption,
-        StallGuard(recipe.train.stall_seconds) as alive,
+        StallGuard(recipe.train.stall_seconds, lambda line: state.leave(TimeoutError(line))) as alive,
         faults.out_of_memory_explained(recipe, batches.rank_batch_size, accelerator.process_index),
         closing(stream(batches, start, recipe, accelerator.device)) as arriving,
     ):
@@ -97,15 +112,15 @@ def train(recipe: Recipe) -> Path:
                     keys = shard_set.index["key"].take(batch["rows"].tolist()).to_pylist()
                     raise faults.record(accelerator, trained, run, step, terms, batch, keys)
                 trained.update()
-            step += 1
+            state.step = step = step + 1
             watch.step_done(step, terms, rate)
     if step < recipe.train.steps:
+        state.reason = "asked to stop by SIGTERM or SIGUSR2"
         accelerator.print(
             f"interrupted: saved at step {step} of {recipe.train.steps}; the same command with run={run} goes on"
         )
     else:
         accelerator.print(f"trained: {run}")
-    return run
 
 
 def open_batches(shard_set: "ShardSet", recipe: Recipe) -> "Batches":

@@ -1,5 +1,7 @@
 """What a person sees of a training run while it goes: a bar, metrics.jsonl, trackers."""
 
+import resource
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,12 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 from torch import Tensor
 
 from pipeline.metrics_log import MetricsLog
 from pipeline.recipe import Recipe
+from pipeline.trackers import Trackers
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -37,12 +41,11 @@ class Watch:
         self._since = self._begin = time.perf_counter()
         self._log: MetricsLog | None = None
         console = Console(stderr=True)
-        self._bar = Progress(
+        self._bar = _Bar(
             TextColumn("train"),
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[line]}"),
             console=console,
             disable=not (accelerator.is_main_process and console.is_terminal),
         )
@@ -52,21 +55,17 @@ class Watch:
         if self.accelerator.is_main_process:
             self._log = MetricsLog(self.run, self.step)
         # Not given to the Accelerator when it was made: the run's folder is agreed on only after that.
-        self.accelerator.log_with = list(self.recipe.train.trackers)
-        self.accelerator.project_configuration.set_directories(str(self.run))
-        self.accelerator.init_trackers("tensorboard")
+        self._trackers = Trackers(self.accelerator, self.recipe, self.run, self.step)
         self._bar.start()
         self._since = time.perf_counter()
         return self
 
     def __exit__(self, *exception: Any) -> None:
         self._bar.stop()
-        if exception[0] is None:
-            self.accelerator.end_training()
-            return
-        # Leaving the process group would wait for processes that may hang: let the error out first.
-        for tracker in self.accelerator.trackers:
-            tracker.finish()
+        failed = exception[0] is not None
+        self._trackers.finish(failed)
+        if not failed:  # leaving the process group would wait for processes that may hang: let an error out first
+            self.accelerator.state.destroy_process_group()
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -94,8 +93,10 @@ class Watch:
 
     def _report(self, rate: float) -> None:
         names = list(self._sums)
-        local = torch.stack([self._sums[name].double() for name in names]) / self._steps_since
-        means = self.accelerator.reduce(local, reduction="mean").tolist()
+        sums = torch.stack([self._sums[name].double() for name in names])
+        memory = sums.new_tensor([peak_memory(self.accelerator.device)])
+        ranks = self.accelerator.gather(torch.cat([sums / self._steps_since, memory])).view(-1, len(names) + 1)
+        means = ranks[:, :-1].mean(0).tolist()
         now = time.perf_counter()
         seconds = max(now - self._since - self._saved, 1e-9)
         batch = self.recipe.batch
@@ -107,6 +108,7 @@ class Watch:
             "steps_per_s": self._steps_since / seconds,
             "sequences_per_s": self._steps_since * batch.subjects * batch.sequences / seconds,
             "data_wait": self._waited / seconds,
+            "memory_bytes": int(ranks[:, -1].max()),
             "save_seconds": self._saved,
             "seconds": now - self._begin,
         }
@@ -114,7 +116,7 @@ class Watch:
             # Requests, retries, cache hits of this process and its loader workers: a slow store shows here first.
             self._log.write({**line, "store": self.shard_set.statistics})
             self._show(line)
-        self.accelerator.log({k: v for k, v in line.items() if k != "step"}, step=self.step)
+        self._trackers.log({k: v for k, v in line.items() if k != "step"}, self.step)
         self._sums, self._steps_since = {}, 0
         self._waited = self._saved = 0.0
         self._since = now
@@ -123,9 +125,29 @@ class Watch:
         text = (
             f"loss {line['loss']:.3f} (triplet {line['triplet']:.3f}, cross-entropy {line['cross_entropy']:.3f})  "
             f"lr {line['lr']:.0e}  {line['steps_per_s']:.2f} steps/s  {line['sequences_per_s']:.0f} sequences/s  "
-            f"waiting for data {line['data_wait']:.0%}"
+            f"waiting for data {line['data_wait']:.0%}  memory {line['memory_bytes'] / 2**30:.1f} GiB"
         )
         if self._bar.disable:
             self._bar.console.print(f"step {self.step}/{self.recipe.train.steps}  {text}", soft_wrap=True)
         else:
             self._bar.update(self._task, line=text)
+
+
+class _Bar(Progress):
+    """A bar, and below it the newest line, which a narrow terminal would cut off beside it."""
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        yield from (Text(task.fields["line"]) for task in self.tasks)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes so far: on a GPU of its tensors, on CPUs of this process without its loader workers."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        # Not getrusage's figure, which begins with that of the program that started this one.
+        status = Path("/proc/self/status").read_text()
+        return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+    except (OSError, IndexError, ValueError):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -1,0 +1,364 @@
+"""RUN/state.json: who trains in a run's folder, how far it is, how it ended; one launch at a time trains there.
+
+The record is taken over by moving the old one aside, which of several processes one alone can do, and linking the new
+one into its place, which fails where there is one: there is no lock that a killed process would leave behind.
+"""
+
+import os
+import socket
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pipeline import world
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+FILE = "state.json"
+BEAT_SECONDS = 10.0
+BEATS_WATCHED = 3
+"""A holder of whom nothing is known is dead when it writes nothing for as many beats."""
+
+
+class Process(BaseModel):
+    """A process, told from all others on all machines."""
+
+    model_config = ConfigDict(frozen=True)
+
+    host: str
+    machine: str | None = None
+    """The running kernel and its space of process ids: where two agree, a pid means the same process. From /proc."""
+    pid: int
+    born: int | None = None
+    """Start in the kernel's clock ticks, as pids are used again."""
+    slurm_job: str | None = None
+    slurm_restarts: int | None = None
+
+    @classmethod
+    def current(cls) -> "Process":
+        """This process."""
+        job = os.environ.get("SLURM_JOB_ID")
+        return cls(
+            host=socket.gethostname(),
+            machine=_machine(),
+            pid=os.getpid(),
+            born=born(os.getpid()),
+            slurm_job=job,
+            slurm_restarts=int(os.environ.get("SLURM_RESTART_COUNT") or 0) if job else None,
+        )
+
+
+class RunState(Process):
+    """What state.json says. Times are UTC by the holder's clock: to be shown, never to be compared."""
+
+    state: Literal["running", "finished", "interrupted", "failed"]
+    step: int
+    steps: int
+    reason: str | None = None
+    """One line: why it was interrupted or failed."""
+    started: datetime
+    updated: datetime
+    beat: int = 0
+    """Rises every `beat_seconds` while the process lives, whatever the training does."""
+    beat_seconds: float = BEAT_SECONDS
+    holder: str
+    """Drawn anew each time a process takes the run."""
+
+
+class Found(NamedTuple):
+    """A state.json as it was read: any write changes its sign."""
+
+    record: RunState | None
+    """None for a file that is no record."""
+    sign: tuple[bytes, int]
+
+
+def read(run: Path) -> RunState | None:
+    """The record of a run, None where there is none. Raises ValueError for a damaged one."""
+    found = _look(run / FILE)
+    if found is not None and found.record is None:
+        raise ValueError(f"{run / FILE} is damaged; train with this `run` again and it is written anew")
+    return None if found is None else found.record
+
+
+def judge(
+    found: RunState, me: Process, born: Callable[[int], int | None]
+) -> Literal["ended", "dead", "alive", "unsure"]:
+    """What process `me` can know of the holder from the record alone; `born` gives a live pid's start, or None."""
+    if found.state != "running":
+        return "ended"
+    if found.machine is not None and found.machine == me.machine:
+        try:
+            now = born(found.pid)
+        except PermissionError:
+            return "unsure"
+        return "alive" if now is not None and now == found.born else "dead"
+    # SLURM starts a job again only when its processes are gone. Two steps of one start of a job may both be alive.
+    if found.slurm_job is not None and found.slurm_job == me.slurm_job and found.slurm_restarts != me.slurm_restarts:
+        return "dead"
+    return "unsure"
+
+
+def in_words(found: RunState, me: Process, now: datetime) -> str:
+    """The state as a reader sees it: a record that says "running" outlives a killed process."""
+    if found.state != "running":
+        return found.state
+    if judge(found, me, born) == "dead":
+        return "dead"
+    silent = (now - found.updated).total_seconds()
+    if silent <= BEATS_WATCHED * found.beat_seconds:
+        return "running"
+    return f"running, last sign of life {duration(silent)} ago"
+
+
+def duration(seconds: float) -> str:
+    """Rounded down to its largest unit: 45 s, 3 min, 5 h, 2 d."""
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds // size:.0f} {unit}"
+    return f"{max(seconds, 0) // 1:.0f} s"
+
+
+@contextmanager
+def hold(accelerator: "Accelerator", run: Path, steps: int, beat_seconds: float = BEAT_SECONDS) -> Iterator["Hold"]:
+    """Makes the launch the only one that trains in `run`, and keeps its state.json; set `step` as training goes.
+
+    All processes must call it; the main process holds the run. Raises ValueError on every process where another one
+    trains there, and from setting `step` where another one took the run over. Leaving records "finished" when `step`
+    has reached `steps`, else "interrupted"; an exception that passes is recorded as "failed". A mistake of the user's
+    before the first `step` leaves the record of what ended before.
+    """
+    held = Hold(run / FILE, steps, beat_seconds)
+    world.agree(accelerator, held.take)
+    try:
+        yield held
+    except BaseException as error:
+        held.leave(error)
+        raise
+    held.leave(None)
+
+
+class Hold:
+    """A run in the hands of this launch; on all but the main process it only counts steps."""
+
+    def __init__(self, path: Path, steps: int, beat_seconds: float) -> None:
+        self.reason: str | None = None
+        """Why the run is left before its last step, where the caller knows it."""
+        self._path, self._steps, self._beat_seconds = path, steps, beat_seconds
+        self._step: int | None = None
+        self._mine: RunState | None = None
+        self._before: RunState | None = None
+        self._taken_by: RunState | None = None
+        self._over = threading.Event()
+        self._beats = threading.Thread(target=self._go_on_beating, name="beats of the run", daemon=True)
+
+    @property
+    def step(self) -> int | None:
+        """Steps done, None until it is set."""
+        return self._step
+
+    @step.setter
+    def step(self, step: int) -> None:
+        self._step = step
+        if self._taken_by is not None:
+            raise ValueError(
+                f"{self._path}: {_name(self._taken_by)} took this run over while nothing was heard of this one; "
+                "this one ends. Wait for the other, or give another `run`"
+            )
+
+    def take(self) -> None:
+        """Becomes the holder and begins to beat. Raises ValueError if another process is."""
+        now = datetime.now(UTC)
+        mine = RunState(
+            **Process.current().model_dump(),
+            state="running",
+            step=0,
+            steps=self._steps,
+            started=now,
+            updated=now,
+            beat_seconds=self._beat_seconds,
+            holder=uuid.uuid4().hex,
+        )
+        try:
+            self._mine, self._before = _take_over(self._path, mine)
+        except OSError as error:
+            raise OSError(f"{self._path} cannot be written ({error.strerror}); give another `run`") from None
+        self._beats.start()
+
+    def leave(self, error: BaseException | None) -> None:
+        """Ends the beats and records how training ended."""
+        self._over.set()
+        if self._mine is None:
+            return
+        self._beats.join()
+        if error is None:
+            ended, reason = ("finished", None) if (self._step or 0) >= self._steps else ("interrupted", self.reason)
+        else:
+            ended = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            reason = self.reason or _one_line(error)
+        refused = self._step is None and isinstance(error, Exception) and world.is_users_mistake(error)
+        try:
+            if refused and self._before is not None and self._before.state != "running":
+                _write(self._path, self._before, self._mine.holder)
+            else:
+                self._write(state=ended, reason=reason)
+        except OSError as fault:
+            print(f"{self._path} could not be written: {fault}", file=sys.stderr, flush=True)
+
+    def _go_on_beating(self) -> None:
+        while not self._over.wait(self._beat_seconds):
+            try:
+                self._write()
+            except Exception:  # a full disk, say: training goes on, and a new time of the file needs no room
+                with suppress(OSError):
+                    os.utime(self._path)
+
+    def _write(self, **changes: str | None) -> None:
+        assert self._mine is not None
+        found = _look(self._path)
+        if found is not None and found.record is not None and found.record.holder != self._mine.holder:
+            self._taken_by = found.record
+        if self._taken_by is not None:
+            return
+        step = self._mine.step if self._step is None else self._step
+        later = {"step": step, "beat": self._mine.beat + 1, "updated": datetime.now(UTC)}
+        self._mine = self._mine.model_copy(update={**later, **changes})
+        _write(self._path, self._mine, self._mine.holder)
+
+
+def _take_over(path: Path, mine: RunState) -> tuple[RunState, RunState | None]:
+    """Makes `mine`, at the step last known, the record once no other process holds the run; with the record before."""
+    while True:
+        found = _look(path)
+        if found is not None:
+            known = "unsure" if found.record is None else judge(found.record, mine, born)
+            if known == "alive" or (known == "unsure" and _shows_life(path, found)):
+                raise ValueError(
+                    f"{path}: {_name(found.record)} trains in this run; wait until it ends, end it, or give another "
+                    "`run`"
+                )
+        before = None if found is None else found.record
+        begun = mine if before is None else mine.model_copy(update={"step": before.step})
+        if _supplant(path, found, begun):
+            return begun, before
+
+
+def _shows_life(path: Path, found: Found) -> bool:
+    """Whether the holder writes within some beats; tells the user of the wait. No clocks are compared."""
+    seconds = BEATS_WATCHED * (found.record.beat_seconds if found.record else BEAT_SECONDS)
+    said = f"{path}: {_name(found.record)} may be training in this run"
+    print(f"{said}; watching for {seconds:.0f} s whether it lives", file=sys.stderr, flush=True)
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        time.sleep(min(1.0, seconds / 20))
+        any(path.parent.iterdir())  # makes a network disk ask its server anew
+        now = _look(path)
+        if now is None:
+            return False
+        if now.sign != found.sign:
+            return now.record is None or now.record.state == "running"
+    print(f"{path}: no sign of life in {seconds:.0f} s; taking the run over", file=sys.stderr, flush=True)
+    return False
+
+
+def _supplant(path: Path, found: Found | None, mine: RunState) -> bool:
+    """Puts `mine` in the place of what was found; False where another process was faster."""
+    own = path.with_name(f".{path.name}.{mine.holder}.new")
+    aside = path.with_name(f".{path.name}.{mine.holder}.before")
+    own.write_text(mine.model_dump_json(indent=1))
+    try:
+        if found is not None:
+            path.rename(aside)
+            moved = _look(aside)
+            if moved is None or _holder(moved) != _holder(found):
+                _link(aside, path)
+                return False
+        _link(own, path)
+    except (FileNotFoundError, FileExistsError):
+        return False
+    finally:
+        own.unlink(missing_ok=True)
+        aside.unlink(missing_ok=True)
+    return True
+
+
+def _link(source: Path, target: Path) -> None:
+    """Gives `source` a second name. Raises FileExistsError if there is such a file."""
+    try:
+        target.hardlink_to(source)
+    except FileExistsError:
+        raise
+    except OSError:  # a disk without links: what is left between the two lines is caught by the next beat
+        if target.exists():
+            raise FileExistsError(target) from None
+        source.rename(target)
+
+
+def _look(path: Path) -> Found | None:
+    try:
+        with path.open("rb") as file:
+            content, time_ns = file.read(), os.fstat(file.fileno()).st_mtime_ns
+    except FileNotFoundError:
+        return None
+    try:
+        record = RunState.model_validate_json(content)
+    except ValidationError:
+        record = None
+    return Found(record, (content, time_ns))
+
+
+def _write(path: Path, record: RunState, holder: str) -> None:
+    partial = path.with_name(f".{path.name}.{holder}.partial")
+    try:
+        partial.write_text(record.model_dump_json(indent=1))
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def _holder(found: Found) -> str | bytes:
+    return found.sign[0] if found.record is None else found.record.holder
+
+
+def _name(record: RunState | None) -> str:
+    if record is None:
+        return "a process that left a damaged record"
+    job = f" (SLURM job {record.slurm_job})" if record.slurm_job else ""
+    return f"process {record.pid} on {record.host}{job}, at step {record.step} of {record.steps},"
+
+
+def _one_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+
+
+def born(pid: int) -> int | None:
+    """When a process started, in clock ticks of its kernel; None where it is gone or only not yet buried.
+
+    Raises PermissionError for a process that /proc hides (its option hidepid).
+    """
+    try:
+        # The name, in brackets, may hold anything.
+        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:
+        with suppress(ProcessLookupError):
+            os.kill(pid, 0)  # of another user's process it raises PermissionError
+        return None
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+def _machine() -> str | None:
+    try:
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return None

@@ -1,0 +1,367 @@
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pipeline import run_state
+from pipeline.run_state import FILE, Process, RunState, born, duration, hold, in_words, judge, read
+
+ROOT = Path(__file__).parents[2]
+ALONE: Any = SimpleNamespace(num_processes=1, is_main_process=True)
+BEAT = 0.05
+ME = Process(host="node1", machine="kernel-a pid:[1]", pid=100, born=5, slurm_job=None)
+
+
+def record(**changes: Any) -> RunState:
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    values = {**ME.model_dump(), "state": "running", "step": 3, "steps": 9, "started": now, "updated": now}
+    return RunState.model_validate({**values, "holder": "theirs", "beat_seconds": BEAT, **changes})
+
+
+def put(run: Path, found: RunState) -> RunState:
+    run.mkdir(exist_ok=True)
+    (run / FILE).write_text(found.model_dump_json())
+    return found
+
+
+def elsewhere(**changes: Any) -> RunState:
+    """A running holder of whom this machine can know nothing."""
+    return record(host="node9", machine="kernel-z pid:[1]", **changes)
+
+
+def state_of(run: Path) -> RunState:
+    found = read(run)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize(
+    ("changes", "births", "verdict"),
+    [
+        ({"state": "failed"}, {100: 5}, "ended"),
+        ({}, {100: 5}, "alive"),
+        ({}, {}, "dead"),
+        ({}, {100: 6}, "dead"),  # the pid is another process's now
+        ({"machine": "kernel-b pid:[1]"}, {}, "unsure"),  # rebooted, or another machine of the same name
+        ({"machine": "kernel-a pid:[2]"}, {}, "unsure"),  # a container's pids mean other processes
+        ({"machine": None}, {}, "unsure"),
+        ({"machine": "z", "slurm_job": "7", "slurm_restarts": 0}, {}, "dead"),  # our own requeue
+        ({"machine": "z", "slurm_job": "7", "slurm_restarts": 1}, {}, "unsure"),  # another step of the same start
+        ({"machine": "z", "slurm_job": "8", "slurm_restarts": 0}, {}, "unsure"),
+        ({"slurm_job": "7", "slurm_restarts": 0}, {100: 5}, "alive"),  # what is seen goes before what is inferred
+    ],
+)
+def test_what_a_record_proves(changes: dict, births: dict[int, int], verdict: str) -> None:
+    me = ME.model_copy(update={"slurm_job": "7", "slurm_restarts": 1})
+    assert judge(record(**changes), me, lambda pid: births.get(pid)) == verdict
+
+
+def test_without_slurm_nobody_is_of_the_same_job() -> None:
+    assert judge(elsewhere(), ME, lambda pid: None) == "unsure"
+
+
+def test_a_process_that_cannot_be_seen_is_neither_alive_nor_dead() -> None:
+    def hidden(pid: int) -> int | None:
+        raise PermissionError
+
+    assert judge(record(), ME, hidden) == "unsure"
+
+
+def test_the_birth_of_a_process_is_its_own_and_the_dead_have_none() -> None:
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    first = born(child.pid)
+    assert first is not None and first >= (born(os.getpid()) or 0) and born(child.pid) == first
+    child.kill()
+    deadline = time.monotonic() + 10
+    while born(child.pid) is not None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert born(child.pid) is None  # not waited for: a zombie
+    child.communicate()
+    assert born(child.pid) is None
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(-3, "0 s"), (59.9, "59 s"), (60, "1 min"), (7300, "2 h"), (200_000, "2 d")]
+)
+def test_durations_in_words(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_states_in_words() -> None:
+    now = record().updated
+    assert in_words(elsewhere(), ME, now) == "running"
+    assert in_words(elsewhere(), ME, now + timedelta(minutes=3)) == "running, last sign of life 3 min ago"
+    assert in_words(elsewhere(), ME, now - timedelta(hours=1)) == "running"  # the holder's clock is ahead
+    assert in_words(record(pid=2**22 + 1), ME, now) == "dead"  # no such pid can be
+    assert in_words(record(state="failed"), ME, now) == "failed"
+
+
+def test_a_run_from_start_to_finish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "41")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
+    with hold(ALONE, tmp_path, 2, BEAT) as state:
+        first = state_of(tmp_path)
+        assert (first.state, first.step, first.steps, first.reason) == ("running", 0, 2, None)
+        assert (first.pid, first.born, first.slurm_job, first.slurm_restarts) == (
+            os.getpid(),
+            born(os.getpid()),
+            "41",
+            2,
+        )
+        state.step = 1
+        wait_for(lambda: state_of(tmp_path).step == 1 and state_of(tmp_path).beat >= 2)
+        state.step = 2
+    last = state_of(tmp_path)
+    assert (last.state, last.step, last.reason, last.started) == ("finished", 2, None, first.started)
+    assert last.updated >= first.updated and last.beat > 2
+    assert [path.name for path in tmp_path.iterdir()] == [FILE]
+    assert not [thread for thread in threading.enumerate() if thread.name == "beats of the run"]
+
+
+def test_a_run_that_is_left_early_is_interrupted(tmp_path: Path) -> None:
+    with hold(ALONE, tmp_path, 9, BEAT) as state:
+        state.step, state.reason = 4, "SIGTERM"
+    assert (state_of(tmp_path).state, state_of(tmp_path).step, state_of(tmp_path).reason) == (
+        "interrupted",
+        4,
+        "SIGTERM",
+    )
+    with hold(ALONE, tmp_path, 9, BEAT):
+        assert (state_of(tmp_path).state, state_of(tmp_path).step) == ("running", 4)  # what is known before the resume
+
+
+def test_errors_are_recorded_and_go_on(tmp_path: Path) -> None:
+    with pytest.raises(FloatingPointError), hold(ALONE, tmp_path, 9, BEAT) as state:
+        state.step = 4
+        raise FloatingPointError("not finite\nat step 4")
+    found = state_of(tmp_path)
+    assert (found.state, found.step, found.reason) == ("failed", 4, "FloatingPointError: not finite")
+    with pytest.raises(KeyboardInterrupt), hold(ALONE, tmp_path, 9, BEAT):
+        raise KeyboardInterrupt
+    assert (state_of(tmp_path).state, state_of(tmp_path).reason) == ("interrupted", "KeyboardInterrupt")
+
+
+def test_a_refused_start_leaves_the_record_of_a_finished_run(tmp_path: Path) -> None:
+    before = put(tmp_path, record(state="finished", step=9))
+    refusal = compile("raise ValueError('train.steps 5: another recipe')", str(ROOT / "pipeline" / "train.py"), "exec")
+    with pytest.raises(ValueError, match="another recipe"), hold(ALONE, tmp_path, 9, BEAT):
+        exec(refusal)
+    assert read(tmp_path) == before
+    with pytest.raises(ValueError, match="another recipe"), hold(ALONE, tmp_path, 9, BEAT) as state:
+        state.step = 9  # training had begun: its failure is news
+        exec(refusal)
+    assert state_of(tmp_path).state == "failed"
+
+
+def test_a_second_launch_is_refused_at_once_where_the_first_is_seen(tmp_path: Path) -> None:
+    with hold(ALONE, tmp_path, 9, 60.0) as state:
+        state.step = 1
+        begin = time.monotonic()
+        with (
+            pytest.raises(ValueError, match=rf"{FILE}: process {os.getpid()} on .*another `run`"),
+            hold(ALONE, tmp_path, 9, BEAT),
+        ):
+            pytest.fail("two hold one run")
+        assert time.monotonic() - begin < 5
+        state.step = 9
+    assert state_of(tmp_path).state == "finished"
+
+
+def test_a_killed_holder_is_replaced_at_once(tmp_path: Path) -> None:
+    code = (
+        "import sys, time\nfrom pathlib import Path\nfrom types import SimpleNamespace\n"
+        "from pipeline import run_state\n"
+        "with run_state.hold(SimpleNamespace(num_processes=1), Path(sys.argv[1]), 9, 60.0) as state:\n"
+        "    print(flush=True); time.sleep(60)"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE)
+    assert child.stdout is not None and child.stdout.readline()
+    assert in_words(state_of(tmp_path), Process.current(), datetime.now(UTC)) == "running"
+    with pytest.raises(ValueError, match=f"process {child.pid} on"), hold(ALONE, tmp_path, 9, BEAT):
+        pass
+    child.send_signal(signal.SIGKILL)
+    child.communicate()
+    assert in_words(state_of(tmp_path), Process.current(), datetime.now(UTC)) == "dead"
+    begin = time.monotonic()
+    with hold(ALONE, tmp_path, 9, BEAT):
+        assert state_of(tmp_path).pid == os.getpid()
+    assert time.monotonic() - begin < 5
+
+
+def test_a_silent_holder_elsewhere_is_watched_then_replaced(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    put(tmp_path, elsewhere(updated=datetime(2099, 1, 1, tzinfo=UTC)))  # its clock decides nothing
+    with hold(ALONE, tmp_path, 9, BEAT):
+        assert state_of(tmp_path).host == Process.current().host
+    said = capfd.readouterr().err
+    assert "process 100 on node9" in said and "watching for" in said and "taking the run over" in said
+
+
+def test_a_beating_holder_elsewhere_is_left_alone(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    theirs = elsewhere(updated=datetime(1999, 1, 1, tzinfo=UTC), beat_seconds=1.0)
+    put(tmp_path, theirs)
+    beat = threading.Timer(0.1, put, (tmp_path, theirs.model_copy(update={"beat": 1})))
+    beat.start()
+    with (
+        pytest.raises(ValueError, match=r"process 100 on node9, at step 3 of 9, trains in this run.*another `run`"),
+        hold(ALONE, tmp_path, 9, BEAT),
+    ):
+        pass
+    beat.join()
+    assert (state_of(tmp_path).holder, state_of(tmp_path).beat) == ("theirs", 1)
+    assert "watching" in capfd.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == [FILE]
+
+
+def test_a_holder_that_ends_while_it_is_watched_is_followed_at_once(tmp_path: Path) -> None:
+    theirs = elsewhere(beat_seconds=20.0)
+    put(tmp_path, theirs)
+    threading.Timer(0.1, put, (tmp_path, theirs.model_copy(update={"state": "finished"}))).start()
+    begin = time.monotonic()
+    with hold(ALONE, tmp_path, 9, BEAT):
+        pass
+    assert time.monotonic() - begin < 10
+
+
+def test_a_file_that_is_touched_is_a_sign_of_life(tmp_path: Path) -> None:
+    put(tmp_path, elsewhere(beat_seconds=1.0))
+    threading.Timer(0.1, os.utime, (tmp_path / FILE, (1, 1))).start()
+    with pytest.raises(ValueError, match="trains in this run"), hold(ALONE, tmp_path, 9, BEAT):
+        pass
+
+
+def test_a_damaged_record_is_named_to_readers_and_replaced_by_writers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / FILE).write_text('{"state": "runn')
+    with pytest.raises(ValueError, match=rf"{FILE} is damaged"):
+        read(tmp_path)
+    monkeypatch.setattr(run_state, "BEAT_SECONDS", BEAT)
+    with hold(ALONE, tmp_path, 9, BEAT):
+        assert state_of(tmp_path).state == "running"
+
+
+def test_of_many_who_find_a_dead_holder_one_takes_the_run(tmp_path: Path) -> None:
+    put(tmp_path, record(machine=Process.current().machine, pid=2**22 + 1))
+    start, end = threading.Barrier(8), threading.Event()
+    outcomes: list[str] = []
+
+    def contend() -> None:
+        start.wait()
+        try:
+            with hold(ALONE, tmp_path, 9, 60.0):
+                outcomes.append("held")
+                end.wait(30)
+        except ValueError as error:
+            outcomes.append(str(error))
+
+    threads = [threading.Thread(target=contend) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    wait_for(lambda: len(outcomes) == 8)
+    end.set()
+    for thread in threads:
+        thread.join()
+    assert outcomes.count("held") == 1
+    assert all("trains in this run" in outcome for outcome in outcomes if outcome != "held")
+    assert [path.name for path in tmp_path.iterdir()] == [FILE]
+
+
+def test_a_holder_that_was_given_up_stops_and_leaves_the_others_record(tmp_path: Path) -> None:
+    with (
+        pytest.raises(ValueError, match=r"process 100 on node9.* took this run over"),
+        hold(ALONE, tmp_path, 9, BEAT) as state,
+    ):
+        theirs = put(tmp_path, elsewhere())
+        wait_for(lambda: state._taken_by is not None)
+        state.step = 1
+    assert read(tmp_path) == theirs
+
+
+def test_a_full_disk_stops_neither_training_nor_the_signs_of_life(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    write_text, full = Path.write_text, threading.Event()
+
+    def write(path: Path, text: str) -> int:
+        if full.is_set():
+            with path.open("w"):
+                raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        return write_text(path, text)
+
+    monkeypatch.setattr(Path, "write_text", write)
+    with hold(ALONE, tmp_path, 9, BEAT) as state:
+        full.set()
+        sign = (tmp_path / FILE).stat().st_mtime_ns
+        wait_for(lambda: (tmp_path / FILE).stat().st_mtime_ns > sign)
+        full.clear()
+        state.step = 5
+        wait_for(lambda: state_of(tmp_path).step == 5)  # beats go on once there is room
+        full.set()
+    assert "No space left" in capfd.readouterr().err
+    assert state_of(tmp_path).state == "running"
+    assert [path.name for path in tmp_path.iterdir()] == [FILE]
+
+
+def test_a_disk_without_links_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, target: Path) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    put(tmp_path, record(state="interrupted"))
+    with (
+        hold(ALONE, tmp_path, 9, BEAT),
+        pytest.raises(ValueError, match="trains in this run"),
+        hold(ALONE, tmp_path, 9, BEAT),
+    ):
+        pass
+    assert state_of(tmp_path).state == "interrupted"
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    with (
+        pytest.raises(OSError, match=rf"nowhere/{FILE} cannot be written .*another `run`"),
+        hold(ALONE, tmp_path / "nowhere", 9, BEAT),
+    ):
+        pass
+
+
+def test_other_ranks_count_steps_and_write_nothing(tmp_path: Path) -> None:
+    held = run_state.Hold(tmp_path / FILE, 9, BEAT)  # on these, `take` is not called
+    held.step = 3
+    held.leave(None)
+    assert held.step == 3 and list(tmp_path.iterdir()) == []
+
+
+def test_the_record_is_plain_json_for_scripts(tmp_path: Path) -> None:
+    with hold(ALONE, tmp_path, 9, BEAT):
+        found = json.loads((tmp_path / FILE).read_text())
+    assert {
+        "state",
+        "step",
+        "steps",
+        "reason",
+        "host",
+        "pid",
+        "slurm_job",
+        "started",
+        "updated",
+        "beat",
+    } <= found.keys()
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.01)
