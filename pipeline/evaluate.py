@@ -1,6 +1,7 @@
 """Evaluation by a benchmark's protocol: `accelerate launch -m pipeline.evaluate RECIPE --checkpoint DIR|FILE`."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 
 import shards
-from pipeline import results, world
+from pipeline import kept, results, world
 from pipeline.embed import Embedder, Work, embed, frames_at_once, network_embedder, silhouette_embedder
 from pipeline.metrics import assess, protocols
 from pipeline.model import HSTL
@@ -18,6 +19,8 @@ from pipeline.recipe import Recipe, load
 from pipeline.train import open_run, parse
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
+
     from pipeline.checkpoint import Weights
     from shards import ShardSet
 
@@ -36,14 +39,16 @@ class Method:
     name: str
     identity: str
     """What its embeddings depend on beside the data."""
+    checkpoint: str | None = None
+    """sha256 of the weights, where it depends on them."""
 
 
-def evaluate(recipe: Recipe, checkpoint: Path, run: Path | None = None) -> Path | None:
+def evaluate(recipe: Recipe, checkpoint: Path, run: Path | None = None, keep_embeddings: bool = False) -> Path | None:
     """Embeds the test split, applies the recipe's protocol, writes RUN/evaluation/results.json and RUN/report.html.
 
     The run is `run`, else the recipe's, else the one the checkpoint lies in, else a new one. Returns its folder on
-    the main process, None on others. Raises ValueError or FileNotFoundError on what cannot be evaluated, before
-    anything is embedded.
+    the main process, None on others. Embeddings that other checkpoints left in the run are deleted at the end unless
+    `keep_embeddings`. Raises ValueError or FileNotFoundError on what cannot be evaluated, before anything is embedded.
     """
     from pipeline import checkpoint as checkpoints
     from pipeline.report import write_report
@@ -56,35 +61,36 @@ def evaluate(recipe: Recipe, checkpoint: Path, run: Path | None = None) -> Path 
     accelerator = world.start()
     run = Path(world.agree(accelerator, lambda: str(run or _run_of(weights.path, recipe))))
 
-    embedded = []
-    most_frames = frames_at_once(accelerator.device)
-    for method in methods(recipe, weights):
-        embedder: Embedder = silhouette_embedder
-        if method.kind != "gei":
-            network = build(method.kind, weights, recipe).to(accelerator.device)
-            embedder = network_embedder(network, most_frames)
-        work = Work.at(
-            run / "evaluation" / "embeddings",
-            shard_set,
-            sequences.rows,
-            method.identity,
-            most_frames,
-            recipe.evaluate.frames_limit,
-        )
-        embeddings = embed(work, embedder, accelerator, recipe.train.workers, method.name)
-        embedded.append((method, embeddings))
-    if not accelerator.is_main_process:
-        return None
-
-    entries = [
-        _assess(method, embeddings, sequences, recipe, probes, accelerator.device)
-        for method, embeddings in embedded
-        if embeddings is not None
-    ]
-    written = results.gather(recipe, rules, shard_set, sequences.rows, weights, entries, accelerator)
-    results.write(run, written)
-    _submit(run, rules, embedded[0][1], sequences, recipe, accelerator.device)
+    folder = run / "evaluation" / "embeddings"
+    used = set()
+    with kept.in_use(folder) if accelerator.is_main_process else nullcontext():
+        embedded = []
+        for method in methods(recipe, weights):
+            work = Work.at(
+                folder,
+                shard_set,
+                sequences.rows,
+                method.identity,
+                frames_at_once(accelerator.device),
+                recipe.evaluate.frames_limit,
+            )
+            used.add(work.folder)
+            embedded.append((method, _embed(method, work, weights, recipe, accelerator)))
+        if not accelerator.is_main_process:
+            return None
+        entries = [
+            _assess(method, embeddings, sequences, recipe, probes, accelerator.device)
+            for method, embeddings in embedded
+            if embeddings is not None
+        ]
+        written = results.gather(recipe, rules, shard_set, sequences.rows, weights, entries, accelerator)
+        results.write(run, written)
+        _submit(run, rules, embedded[0][1], sequences, recipe, accelerator.device)
     results.show(written, write_report(run, shard_set))
+    if not keep_embeddings:
+        num, num_bytes = kept.delete_superseded(folder, written["checkpoint"]["sha256"], used)
+        if num:
+            print(f"deleted: embeddings of other checkpoints, {num_bytes / 1e9:.1f} GB (--keep-embeddings keeps them)")
     return run
 
 
@@ -120,7 +126,8 @@ def methods(recipe: Recipe, weights: "Weights") -> list[Method]:
         "untrained": f"untrained {recipe.seed} {variant} {weights.num_classes} {precision}",
         "gei": "gei",
     }
-    trained = Method("trained", f"HSTL{age}", f"{results.sha256(weights.path)} {variant} {precision}")
+    sha256 = results.sha256(weights.path)
+    trained = Method("trained", f"HSTL{age}", f"{sha256} {variant} {precision}", sha256)
     return [trained, *(Method(kind, NAMES[kind], identities[kind]) for kind in recipe.evaluate.baselines)]
 
 
@@ -140,6 +147,19 @@ def build(kind: str, weights: "Weights", recipe: Recipe) -> HSTL:
 def listed_probes(recipe: Recipe) -> list[str] | None:
     """Keys of the probes in the recipe's file, or None. Raises ValueError or FileNotFoundError."""
     return None if recipe.evaluate.probes is None else protocols.read_probes(Path(recipe.evaluate.probes))
+
+
+def _embed(
+    method: Method, work: Work, weights: "Weights", recipe: Recipe, accelerator: "Accelerator"
+) -> np.ndarray | None:
+    """float32 [n, parts, channels] on the main process, None on others."""
+    embedder: Embedder = silhouette_embedder
+    if method.kind != "gei":
+        network = build(method.kind, weights, recipe).to(accelerator.device)
+        embedder = network_embedder(network, work.most_frames)
+    if accelerator.is_main_process and not work.whole.is_file():
+        kept.note(work.folder, method.checkpoint)
+    return embed(work, embedder, accelerator, recipe.train.workers, method.name)
 
 
 def _assess(
@@ -214,12 +234,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         "metavar": "N",
         "help": "cut longer sequences to their N middle frames: faster, not exact, and results say so",
     }
-    arguments = parse(argv, "Evaluate HSTL by a benchmark's protocol.", checkpoint, limit)
+    keep = {
+        "name": "--keep-embeddings",
+        "action": "store_true",
+        "help": "keep what other checkpoints of the run were evaluated with, too",
+    }
+    arguments = parse(argv, "Evaluate HSTL by a benchmark's protocol.", checkpoint, limit, keep)
     overrides = arguments.overrides
     if arguments.frames_limit is not None:
         overrides = [*overrides, f"evaluate.frames_limit={arguments.frames_limit}"]
     try:
-        evaluate(load(arguments.recipe, overrides), arguments.checkpoint)
+        evaluate(load(arguments.recipe, overrides), arguments.checkpoint, keep_embeddings=arguments.keep_embeddings)
     except world.USER_MISTAKES as error:
         world.leave_with(error)
 

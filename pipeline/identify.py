@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 import shards
-from pipeline import results, world
+from pipeline import kept, results, world
 from pipeline.embed import Work, embed, frames_at_once, network_embedder
 from pipeline.metrics.distances import pairs
 from pipeline.model.hstl import Precision
@@ -105,9 +105,14 @@ def identify(
     accelerator = world.start()
     most_frames = frames_at_once(accelerator.device)
     embedder = network_embedder(network.to(accelerator.device), most_frames)
-    identity = f"{results.sha256(weights.path)} {network.variant.name} {network.precision}"
-    work = Work.at(_kept(cache, weights.path), shard_set, rows, identity, most_frames)
-    known = embed(work, embedder, accelerator, workers, "gallery")
+    sha256 = results.sha256(weights.path)
+    identity = f"{sha256} {network.variant.name} {network.precision}"
+    folder = _folder(cache, weights.path)
+    work = Work.at(folder, shard_set, rows, identity, most_frames)
+    with kept.in_use(folder):
+        if not work.whole.is_file():
+            kept.note(work.folder, sha256)
+        known = embed(work, embedder, accelerator, workers, "gallery")
     assert known is not None, "identify runs in one process"
     silhouettes_in = torch.from_numpy(np.ascontiguousarray(silhouettes.cut(frames)))[None]
     asked = embedder(silhouettes_in.to(accelerator.device)).float().cpu().numpy()
@@ -231,7 +236,7 @@ def _precision(weights: Path) -> Precision:
     return cast(Precision, results.read(run)["recipe"]["evaluate"]["precision"])
 
 
-def _kept(cache: Path | None, weights: Path) -> Path:
+def _folder(cache: Path | None, weights: Path) -> Path:
     named = cache or os.environ.get(CACHE_VARIABLE)
     if named:
         return Path(named)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.model import HSTL
+from pipeline.model.fast import maximum_over_time
 
 STRIDE = 3
 """Frames to one step after the temporal aggregation (FTA)."""
@@ -28,15 +29,14 @@ def embed_long(network: HSTL, silhouettes: Tensor, frames_at_once: int) -> Tenso
     with torch.autocast(silhouettes.device.type, torch.bfloat16, enabled=network.precision == "bf16"):
         for features in _pieces(network, silhouettes, frames_at_once):
             # The last piece may be too short for a step of its own.
-            found = [x.amax(dim=2) if x.shape[2] else None for x in features]
+            found = [maximum_over_time(x) if x.shape[2] else None for x in features]
             maxima = [
                 b if a is None else a if b is None else torch.maximum(a, b)
                 for a, b in zip(maxima or [None] * len(found), found, strict=True)
             ]
-        # The poolings take a maximum over time once more: over one step, it is what it is.
         poolings = [network.astp[0], network.astp[1], network.astp_fta, *network.astp[2:]]
         whole = [x for x in maxima if x is not None]
-        parts = [pool(x[:, :, None]) for pool, x in zip(poolings, whole, strict=True)]
+        parts = [pool(x) for pool, x in zip(poolings, whole, strict=True)]
         parts.append(network.strips(whole[-1]))
     with torch.autocast(silhouettes.device.type, enabled=False):
         return network.norm(network.head(torch.cat(parts, dim=1)))
@@ -67,10 +67,19 @@ def _pieces(network: HSTL, silhouettes: Tensor, frames_at_once: int) -> Iterator
 
 def _features(network: HSTL, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
     """Features before the temporal aggregation, a step a frame, and after it, a step every three."""
-    before = [network.arme[0](x)]
-    x = F.max_pool3d(before[0], (1, 2, 2)) if network.variant.halved else before[0]
-    before.append(network.arme[1](x))
-    after = [network.fta(before[1])]
+    bodies = network.arme[0]([x])[0]
+    before = [_whole(bodies)]
+    if network.variant.halved:
+        bodies = [F.max_pool3d(body, (1, 2, 2)) for body in bodies]
+    bodies = network.arme[1](bodies)[0]
+    before.append(_whole(bodies))
+    bodies = network.fta(bodies)[0]
+    after = [_whole(bodies)]
     for arme in network.arme[2:]:
-        after.append(arme(after[-1]))
+        bodies = arme(bodies)[0]
+        after.append(_whole(bodies))
     return before, after
+
+
+def _whole(bodies: list[Tensor]) -> Tensor:
+    return torch.cat(bodies, dim=3)

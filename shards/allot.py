@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from shards.partition import SPLITS, Partition
-from shards.sequence import make_key
+from shards.sequence import COMPRESSION_LEVEL, make_key
 from shards.skips import Skips
 from shards.sources import RawSequence
 
@@ -28,18 +28,27 @@ _RECIPE = 1
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """A shard to be: file name, split, sequences in order. `digest` changes whenever one of these does."""
+    """A shard to be: file name, split, sequences in order, how hard they are compressed.
+
+    `digest` changes whenever one of these does.
+    """
 
     name: str
     split: str
     sequences: tuple[RawSequence, ...]
+    level: int
     digest: str
 
 
 def allot(
-    sequences: Iterable[RawSequence], partition: Partition, layout: str, shard_bytes: int, skips: Skips
+    sequences: Iterable[RawSequence],
+    partition: Partition,
+    layout: str,
+    shard_bytes: int,
+    skips: Skips,
+    level: int = COMPRESSION_LEVEL,
 ) -> list[ShardPlan]:
-    """Sequences in any order -> shards of about `shard_bytes`, train before test.
+    """Sequences in any order -> shards of about `shard_bytes` at the usual level, train before test.
 
     Subjects are shuffled once by a fixed seed and stand whole in one shard, so any run of shards is a fair
     sample; within a subject sequences go by condition and view. A subject of more than `shard_bytes` has a
@@ -61,7 +70,7 @@ def allot(
         shuffled = [by_subject[subjects[i]] for i in order]
         for number, content in enumerate(_fill(shuffled, shard_bytes)):
             name = f"{split}-{number:06d}.tar"
-            plans.append(ShardPlan(name, split, content, _digest(layout, name, content)))
+            plans.append(ShardPlan(name, split, content, level, _digest(layout, name, content, level)))
     if not plans:
         some = ", ".join(sorted(by_subject)[:3])
         raise ValueError(
@@ -100,5 +109,5 @@ def _weight(sequence: RawSequence) -> int:
     return BYTES_PER_FRAME * sequence.num_raw_frames + BYTES_PER_SEQUENCE
 
 
-def _digest(layout: str, name: str, sequences: tuple[RawSequence, ...]) -> str:
-    return hashlib.sha256(json.dumps([_RECIPE, layout, name, sequences]).encode()).hexdigest()
+def _digest(layout: str, name: str, sequences: tuple[RawSequence, ...], level: int) -> str:
+    return hashlib.sha256(json.dumps([_RECIPE, layout, name, sequences, level]).encode()).hexdigest()

@@ -28,6 +28,7 @@ from shards import crew, destination, index
 from shards.allot import ShardPlan, allot
 from shards.partition import SPLITS, Partition
 from shards.partition import load as load_partition
+from shards.sequence import COMPRESSION_LEVEL, LEVELS
 from shards.silhouettes import HEIGHT, WIDTH
 from shards.skips import Skips
 from shards.sources import RawSequence, find_layout
@@ -51,6 +52,7 @@ class PackSummary:
     name: str
     to: str
     partition: str
+    level: int  # of compression
     fingerprint: str
     num_shards: int
     num_shards_kept: int  # of them, finished by an earlier run
@@ -69,6 +71,7 @@ class PackSummary:
         return {
             "name": self.name,
             "partition": self.partition,
+            "level": self.level,
             "fingerprint": self.fingerprint,
             "shards": self.num_shards,
             "bytes": self.num_bytes,
@@ -102,14 +105,16 @@ def pack(
     workers: int | None = None,
     shard_size_mb: float = DEFAULT_SHARD_MB,
     progress: bool = True,
+    level: int = COMPRESSION_LEVEL,
 ) -> PackSummary:
     """Pack the raw frames under `source` into `to`, a local folder or an s3://, gs:// or az:// URL. Same
-    source, same bytes, whatever `workers` and `to` are.
+    source and level, same bytes, whatever `workers` and `to` are.
 
     partition: a built-in name, a YAML file or OpenGait's JSON; the layout's own unless given. workers:
     processes; as many as there are cores unless given. shard_size_mb: about how large a shard becomes, in MB.
+    level: of libdeflate, 1 (fast) to 12 (small).
 
-    Raises ValueError for an unknown layout, partition or a source of another layout, FileNotFoundError for a
+    Raises ValueError for an unknown layout, partition, level or a source of another layout, FileNotFoundError for a
     missing source, FileExistsError when `to` is a data set already or holds other things, PackStoppedError
     when disk or network give out.
     """
@@ -124,9 +129,11 @@ def pack(
     num_workers = crew.num_workers(workers)
     if shard_size_mb <= 0:
         raise ValueError(f"shard size must be above 0 MB, it is {shard_size_mb}.")
+    if level not in LEVELS:
+        raise ValueError(f"level must be {LEVELS[0]} to {LEVELS[-1]}, it is {level}.")
     goal.refuse_occupied()  # before the source is listed, which may take minutes
     with _progress(progress) as bar:
-        plans, skips = _plan(chosen.name, source, subjects, int(shard_size_mb * 1e6), bar)
+        plans, skips = _plan(chosen.name, source, subjects, int(shard_size_mb * 1e6), level, bar)
     with goal.held():
         finished = goal.recall(plans)
         num_kept = len(finished)
@@ -137,7 +144,7 @@ def pack(
             for plan in plans:
                 skips.merge(finished[plan.name].skips)
             in_order = [finished[plan.name] for plan in plans]
-            summary = _commit(in_order, name, subjects.name, goal, skips)
+            summary = _commit(in_order, name, subjects.name, level, goal, skips)
         except OSError as error:
             raise _stopped(error, goal.url, len(finished), len(plans)) from error
     summary.num_shards_kept = num_kept
@@ -147,7 +154,7 @@ def pack(
 
 
 def _plan(
-    layout: str, source: Path, partition: Partition, shard_bytes: int, bar: Progress
+    layout: str, source: Path, partition: Partition, shard_bytes: int, level: int, bar: Progress
 ) -> tuple[list[ShardPlan], Skips]:
     skips = Skips()
     task = bar.add_task("listing", total=None, rate="")
@@ -157,7 +164,7 @@ def _plan(
             bar.advance(task)
             yield sequence
 
-    plans = allot(counted(), partition, layout, shard_bytes, skips)
+    plans = allot(counted(), partition, layout, shard_bytes, skips, level)
     bar.remove_task(task)
     return plans, skips
 
@@ -208,7 +215,7 @@ def _stopped(error: OSError, to: str, num_finished: int, num_shards: int) -> Pac
 
 
 def _commit(
-    finished: list[FinishedShard], name: str, partition: str, goal: destination.Destination, skips: Skips
+    finished: list[FinishedShard], name: str, partition: str, level: int, goal: destination.Destination, skips: Skips
 ) -> PackSummary:
     """Write the index, the report, and last `shards.json`. A shard left without a sequence is taken away."""
     table = pa.concat_tables([shard.rows for shard in finished])
@@ -225,6 +232,7 @@ def _commit(
         name=name,
         to=goal.url,
         partition=partition,
+        level=level,
         fingerprint=manifest.index_sha256,
         num_shards=len(shards),
         num_shards_kept=0,

@@ -22,6 +22,7 @@ DESCRIPTION_SUFFIX = ".json"
 # On recorded walking, bytes and microseconds a frame: level 6 379 and 35, 7 363 and 50, 9 352 and 175, 12 319
 # and 2,337. Reading the PNG takes 160, so above 7 packing would mostly compress.
 COMPRESSION_LEVEL = 7
+LEVELS = range(1, 13) if deflate is not None else range(1, 10)
 
 # A USTAR header has 100 bytes for the member's name, and readers split the key at its first dot.
 _LONGEST_KEY = 100 - len(PAYLOAD_SUFFIX)
@@ -60,8 +61,8 @@ def part_fault(part: str) -> str | None:
     return None
 
 
-def encode(silhouettes: np.ndarray) -> bytes:
-    """uint8 [frames, height, width] -> gzip of a version 1.0 `.npy`, C order. Same array, same bytes."""
+def encode(silhouettes: np.ndarray, level: int = COMPRESSION_LEVEL) -> bytes:
+    """uint8 [frames, height, width] -> gzip of a version 1.0 `.npy`, C order. Same array and level, same bytes."""
     if silhouettes.dtype != np.uint8 or silhouettes.ndim != 3:
         raise ValueError(
             f"a sequence is uint8 [frames, height, width], this is {silhouettes.dtype} {list(silhouettes.shape)}."
@@ -69,8 +70,8 @@ def encode(silhouettes: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     np.lib.format.write_array(buffer, np.ascontiguousarray(silhouettes), version=(1, 0), allow_pickle=False)
     if deflate is None:
-        return gzip.compress(buffer.getvalue(), COMPRESSION_LEVEL, mtime=0)
-    return bytes(deflate.gzip_compress(buffer.getvalue(), COMPRESSION_LEVEL))
+        return gzip.compress(buffer.getvalue(), level, mtime=0)
+    return bytes(deflate.gzip_compress(buffer.getvalue(), level))
 
 
 def decode(payload: bytes | memoryview) -> np.ndarray:

@@ -71,7 +71,7 @@ def write_shard(
                     "frames": len(silhouettes),
                 }
                 key = make_key(sequence.subject, sequence.condition, sequence.view)
-                payload = encode(silhouettes)
+                payload = encode(silhouettes, plan.level)
                 offset = _add(tar, key + PAYLOAD_SUFFIX, payload)
                 _add(tar, key + DESCRIPTION_SUFFIX, json.dumps({**identity, "source": sequence.path}).encode())
                 place = {"split": plan.split, "shard": plan.name, "offset": offset, "size": len(payload)}

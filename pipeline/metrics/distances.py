@@ -123,7 +123,7 @@ def side_by_side(work: Callable[[int], None], items: Iterable[int], device: str 
         for item in items:
             work(item)
         return
-    with threads_apart(), ThreadPoolExecutor(_num_cores()) as pool:
+    with threads_apart(), ThreadPoolExecutor(num_cores()) as pool:
         for _ in pool.map(work, items):
             pass
 
@@ -142,7 +142,8 @@ def threads_apart() -> Iterator[None]:
         torch.set_num_threads(num_threads)
 
 
-def _num_cores() -> int:
+def num_cores() -> int:
+    """Cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 

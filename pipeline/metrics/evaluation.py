@@ -10,11 +10,12 @@ import torch
 
 from pipeline.metrics import ranks
 from pipeline.metrics.breakdown import breakdown, hardest_cases
-from pipeline.metrics.distances import Metric, take, threads_apart
+from pipeline.metrics.distances import Metric, side_by_side, take, threads_apart
 from pipeline.metrics.matching import Matches, Progress, match
 from pipeline.metrics.protocols import Protocol, Split, load, split
 
 CMC_LENGTH = 20
+CHECKED_ROWS = 256  # embeddings looked through at once
 
 
 @dataclass(frozen=True)
@@ -232,15 +233,27 @@ def _checked(
     }
     if len(set(lengths.values())) > 1:
         raise ValueError(f"one of each for every sequence is needed, and these differ: {lengths}")
-    for start in range(0, len(embeddings), 1024):
-        finite = take(embeddings, slice(start, start + 1024)).isfinite().flatten(1).all(1)
+    _check_finite(embeddings, subjects, conditions, views)
+    return embeddings
+
+
+def _check_finite(
+    embeddings: np.ndarray, subjects: Sequence[str], conditions: Sequence[str], views: Sequence[str]
+) -> None:
+    def check(start: int) -> None:
+        values = take(embeddings, slice(start, start + CHECKED_ROWS)).flatten(1)
+        # A sum is finite only if all its terms are, and much faster than asking each; it may overflow without.
+        if values.sum().isfinite():
+            return
+        finite = values.isfinite().all(1)
         if not finite.all():
             row = start + int(finite.int().argmin())
             raise ValueError(
                 f"the embedding of sequence {row} ({subjects[row]}-{conditions[row]}-{views[row]}) "
                 "holds a NaN or infinity, and no distance to it means anything: use an earlier checkpoint"
             )
-    return embeddings
+
+    side_by_side(check, range(0, len(embeddings), CHECKED_ROWS))
 
 
 def _number(value: float) -> float | None:

@@ -23,7 +23,9 @@ from pipeline.metrics.distances import Metric
 
 BLOCK_ELEMENTS = 1 << 26  # pairs in one block: 512 MiB
 BLOCK_ROWS = 4096
-TILE_ROWS, TILE_COLUMNS = 512, 512  # a tile stays in a core's cache
+TILE_ROWS, TILE_COLUMNS = 512, 512  # at most; a tile stays in a core's cache
+LINE = 16  # fp32 values in a cache line
+COPIED_ROWS = 64  # embeddings on their way to a tile
 
 _ROUNDING = 2.0**-24
 _SLACK = 1.01  # for the rounding of the bound itself, and products of errors
@@ -92,23 +94,24 @@ def _intervals(
     embeddings: np.ndarray, probe_rows: np.ndarray, gallery_rows: np.ndarray, centre: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     num_parts, num_channels = centre.shape
-    low = torch.empty(len(probe_rows), len(gallery_rows))
-    high = torch.empty_like(low)
-    left = torch.empty(num_parts, len(probe_rows), num_channels + 2)
+    low, high = _empty(len(probe_rows), len(gallery_rows)), _empty(len(probe_rows), len(gallery_rows))
+    left = _empty(num_parts, len(probe_rows), num_channels + 2)
 
     def prepare(start: int) -> None:
         rows = slice(start, start + TILE_ROWS)
-        vectors, squared = _about(centre, embeddings, probe_rows[rows])
-        left[:, rows, :-2], left[:, rows, -2], left[:, rows, -1] = vectors, squared, 1
+        _fill(left[:, rows], centre, embeddings, probe_rows[rows])
 
     distances.side_by_side(prepare, range(0, len(probe_rows), TILE_ROWS))
-    longest_left = _longest(left[:, :, -2])
+    longest_left = _longest(left[:, :, -1])
+    width = _width(len(gallery_rows))
 
     def compute(start: int) -> None:
-        columns = slice(start, start + TILE_COLUMNS)
-        vectors, squared = _about(centre, embeddings, gallery_rows[columns])
-        longest = longest_left + _longest(squared)
-        right = torch.cat([-2 * vectors, torch.ones_like(squared)[..., None], squared[..., None]], 2)
+        columns = slice(start, start + width)
+        right = _empty(num_parts, len(gallery_rows[columns]), num_channels + 2)
+        _fill(right, centre, embeddings, gallery_rows[columns])
+        longest = longest_left + _longest(right[:, :, -1])
+        right[:, :, :-2] *= -2
+        right[:, :, -2:] = right[:, :, -2:].flip(2)  # squared lengths meet the ones of the other side
         delta = (_SLACK * (2 * num_channels + 8) * _ROUNDING * longest.square()).clamp_min(1e-30).tolist()
         moved = _SLACK * _ROUNDING * float(longest.sum())
         for i in range(0, len(probe_rows), TILE_ROWS):
@@ -118,8 +121,30 @@ def _intervals(
             torch.sub(total, wide, out=low[i : i + TILE_ROWS, columns])
             torch.add(total, wide, out=high[i : i + TILE_ROWS, columns])
 
-    distances.side_by_side(compute, range(0, len(gallery_rows), TILE_COLUMNS))
+    distances.side_by_side(compute, range(0, len(gallery_rows), width))
     return low, high
+
+
+def _empty(*shape: int) -> torch.Tensor:
+    """fp32; numpy asks for huge pages, and so a first touch takes a third of the time."""
+    return torch.from_numpy(np.empty(shape, np.float32))
+
+
+def _width(num_columns: int) -> int:
+    """Of tiles: all cores get as many, so that none waits; whole cache lines, or all takes a third longer."""
+    num_tiles = -(-num_columns // TILE_COLUMNS)
+    num_tiles += -num_tiles % distances.num_cores()
+    return max(1, min(TILE_COLUMNS, -(-num_columns // num_tiles // LINE) * LINE))
+
+
+def _fill(out: torch.Tensor, centre: torch.Tensor, embeddings: np.ndarray, rows: np.ndarray) -> None:
+    """Writes part vectors about the centre, a one and their squared lengths to fp32 [parts, rows, channels + 2]."""
+    for start in range(0, len(rows), COPIED_ROWS):
+        here = slice(start, start + COPIED_ROWS)
+        vectors = (distances.take(embeddings, rows[here]) - centre.float()).float()
+        out[:, here, :-2] = vectors.transpose(0, 1)
+        out[:, here, -2] = 1
+        out[:, here, -1] = vectors.square().sum(2).T
 
 
 def _tile(left: torch.Tensor, right: torch.Tensor, delta: list[float]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -132,12 +157,6 @@ def _tile(left: torch.Tensor, right: torch.Tensor, delta: list[float]) -> tuple[
         total.addcmul_(squared, inverse)
         wide.add_(inverse, alpha=least)
     return total, wide
-
-
-def _about(centre: torch.Tensor, embeddings: np.ndarray, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    """Part vectors about the centre, fp32 [parts, rows, channels], and their squared lengths, fp32 [parts, rows]."""
-    vectors = (distances.take(embeddings, rows) - centre.float()).float()
-    return vectors.transpose(0, 1), vectors.square().sum(2).T
 
 
 def _longest(squared: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from pipeline.metrics import intervals, ranks
-from pipeline.metrics.distances import Metric
+from pipeline.metrics.distances import Metric, side_by_side
 from pipeline.metrics.intervals import Block
 from pipeline.metrics.protocols import Protocol
 
@@ -147,8 +147,10 @@ def _first(block: Block, who: torch.Tensor, shelf: _Gallery) -> tuple[np.ndarray
     columns, own_low, own_high = _own(block, who, shelf)
     device = block.low.device
     rank = torch.full((len(who), len(shelf.views)), ranks.NO_MATCH, dtype=torch.int32)
-    unsettled, num_unsettled = [], 0
-    for view, (start, stop) in enumerate(zip(shelf.starts, shelf.stops, strict=True)):
+    unsettled: dict[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]] = {}
+
+    def settle(view: int) -> None:
+        start, stop = shelf.starts[view], shelf.stops[view]
         here = (columns >= start) & (columns < stop)
         # The nearest right sequence lies between these two.
         least = own_low.masked_fill(~here, torch.inf).amin(1)
@@ -159,13 +161,15 @@ def _first(block: Block, who: torch.Tensor, shelf: _Gallery) -> tuple[np.ndarray
         matched = here.any(1)
         rank[:, view] = torch.where(matched, before + 1, ranks.NO_MATCH).int()
         rows = (matched & (reached - before > candidates)).nonzero()[:, 0]
-        unsettled.append((view, rows, least, most))
-        num_unsettled += int((reached - before)[rows].sum())
+        unsettled[view] = rows, least[rows], most[rows], int((reached - before)[rows].sum())
+
+    side_by_side(settle, range(len(shelf.views)), device)
+    num_unsettled = sum(num for *_, num in unsettled.values())
     if num_unsettled > MANY * block.low.numel() and block.high is not block.low:
         return _first(block.in_full(), who, shelf)
-    for view, rows, least, most in unsettled:
+    for view, (rows, least, most, _) in sorted(unsettled.items()):
         if len(rows):
-            rank[rows, view] += _ahead(block, rows, who, shelf, view, least[rows], most[rows])
+            rank[rows, view] += _ahead(block, rows, who, shelf, view, least, most)
     return rank.numpy(), block
 
 

@@ -152,6 +152,16 @@ def test_a_batch_is_exactly_each_alone(bench, alone, tmp_path, most_frames):
     np.testing.assert_allclose(found, alone, atol=1e-5 * np.abs(alone).max())
 
 
+def test_in_bf16_a_batch_points_where_each_alone_does():
+    torch.manual_seed(0)
+    network = HSTL("demo", 2, precision="bf16").eval()
+    embedder = network_embedder(network, 1000)
+    for length in (1, 7, 25):
+        silhouettes = 255 * torch.randint(0, 2, (6, length, 64, 44), dtype=torch.uint8)
+        together, alone = embedder(silhouettes), torch.cat([embedder(one[None]) for one in silhouettes])
+        assert (1 - torch.cosine_similarity(together.double(), alone.double(), dim=2)).max() < 1e-5
+
+
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_any_number_of_processes_gives_the_same_bytes(bench, tmp_path, world_size):
     (tmp_path / "ranks").mkdir()

@@ -8,11 +8,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from pipeline import results, submission
+from pipeline.checkpoint import save_weights
 from pipeline.evaluate import evaluate, main
 from pipeline.identify import identify
 from pipeline.metrics import evaluate as measure
+from pipeline.model import HSTL
 from pipeline.recipe import Recipe
 from shards.pack import pack
 from tests.pipeline.evaluating import ROOT, Bench, make
@@ -116,6 +119,27 @@ def test_evaluating_across_data_sets_says_so_and_keeps_both_results(bench, tmp_p
 
 def fingerprint(folder: Path) -> str:
     return json.loads((folder / "shards.json").read_text())["index_sha256"]
+
+
+def test_embeddings_of_other_checkpoints_are_deleted_unless_they_are_asked_for(bench, tmp_path, capsys):
+    second = tmp_path / "second.safetensors"
+    torch.manual_seed(1)
+    network = HSTL("demo", 1)
+    save_weights(second, network, network.state_dict(), step=8)
+    folder, argv = tmp_path / "run" / "evaluation" / "embeddings", [str(ROOT / "recipes" / "demo.yaml")]
+    argv += [f"data={bench.shards}", f"run={tmp_path / 'run'}", "train.workers=0", "evaluate.baselines=[gei]"]
+    main([*argv, "--checkpoint", str(bench.weights)])
+    first = set(folder.glob("*/all.npy"))
+    main([*argv, "--checkpoint", str(second), "--keep-embeddings"])
+    both = set(folder.glob("*/all.npy"))
+    assert len(first) == 2 and len(both) == 3 and first < both
+    assert "deleted" not in capsys.readouterr().out
+    main([*argv, "--checkpoint", str(bench.weights)])
+    assert set(folder.glob("*/all.npy")) == first
+    assert "deleted: embeddings of other checkpoints, 0.0 GB (--keep-embeddings" in capsys.readouterr().out
+    other = make(tmp_path / "other", num_subjects=3)
+    main([*argv, f"data={other.shards}", "--checkpoint", str(bench.weights)])
+    assert first < set(folder.glob("*/all.npy"))  # the same checkpoint on other data
 
 
 @pytest.mark.parametrize(

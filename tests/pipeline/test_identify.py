@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 import shards
 from pipeline.cli import app
 from pipeline.identify import identify, nearest, read_probe, write_page
+from tests.pipeline.browsing import opened, walks
 from tests.pipeline.evaluating import Bench, make
 
 
@@ -63,7 +64,7 @@ def test_a_second_search_embeds_nothing_anew(bench, tmp_path):
     (kept,) = tmp_path.glob("*/all.npy")
     before = kept.stat().st_mtime_ns
     identify("002-nm-02-090", str(bench.shards), bench.weights, cache=tmp_path)
-    assert list(tmp_path.glob("*/*")) == [kept] and kept.stat().st_mtime_ns == before
+    assert list(tmp_path.glob("*/*.npy")) == [kept] and kept.stat().st_mtime_ns == before
 
 
 def test_probes_that_cannot_be_used_say_why(bench, tmp_path):
@@ -110,3 +111,49 @@ def test_names_on_the_page_are_escaped(bench, cache, tmp_path):
     answer, frames, shard_set = identify("003-nm-02-090", str(bench.shards), bench.weights, top=1, cache=cache)
     page = write_page(tmp_path / "a.html", replace(answer, probe="<script>"), frames, shard_set).read_text()
     assert "<script" not in page and "&lt;script&gt;" in page
+
+
+@pytest.fixture(scope="module")
+def page_file(bench, cache, tmp_path_factory) -> Path:
+    folder = bench.shards.parent / "raw" / "003" / "nm-02" / "000"
+    answer, frames, shard_set = identify(str(folder), str(bench.shards), bench.weights, top=5, cache=cache)
+    return write_page(tmp_path_factory.mktemp("page") / "a.html", answer, frames, shard_set)
+
+
+def test_in_a_browser_nothing_is_loaded_nothing_complains_and_the_walkers_walk(page_file, browser):
+    page, troubles = opened(browser, page_file, viewport={"width": 1200, "height": 900})
+    assert walks(page)
+    walkers = page.locator(".walker")
+    assert walkers.count() == 1 + 3 + 5  # the probe, three people, five sequences
+    assert page.evaluate("document.getAnimations().length") == walkers.count()
+    assert {box["width"] for box in (walker.bounding_box() for walker in walkers.all())} == {96}
+    assert "subject 003" in page.locator(".hit").first.inner_text()
+    assert "distance 0.0000" in page.locator(".hit").first.inner_text()
+    assert troubles == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [320, 390, 1200])
+def test_in_a_browser_the_page_fits_its_screen_in_both_schemes(page_file, browser, width, scheme):
+    page, troubles = opened(browser, page_file, viewport={"width": width, "height": 800}, color_scheme=scheme)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    channels = "getComputedStyle(document.body).%s.match(/\\d+/g).map(Number)"
+    paper, ink = (sum(page.evaluate(channels % name)) for name in ("backgroundColor", "color"))
+    assert (paper > 600 and ink < 150) if scheme == "light" else (paper < 100 and ink > 600)
+    drawn = page.locator(".hit .walker").first.evaluate("w => getComputedStyle(w).backgroundColor")
+    assert drawn == page.evaluate("getComputedStyle(document.body).color")  # silhouettes in the scheme's own ink
+    assert troubles == []
+
+
+def test_in_a_browser_bars_grow_with_the_distances(page_file, browser):
+    page, _ = opened(browser, page_file, viewport={"width": 1200, "height": 900})
+    lengths = page.locator(".hits").nth(1).locator(".bar span").evaluate_all("all => all.map(b => b.offsetWidth)")
+    assert len(lengths) == 5 and lengths == sorted(lengths) and lengths[0] <= 1 < lengths[-1]
+
+
+@pytest.mark.parametrize("still", ["reduced motion", "print"])
+def test_in_a_browser_there_is_a_still_strip_instead_of_motion(page_file, browser, still):
+    page, _ = opened(browser, page_file, reduced_motion="reduce" if still == "reduced motion" else None)
+    if still == "print":
+        page.emulate_media(media="print")
+    assert page.evaluate("document.getAnimations().length") == 0

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 from html.parser import HTMLParser
 from io import StringIO
 
@@ -15,6 +14,7 @@ from pipeline.metrics import assess, evaluate
 from pipeline.report import table, write_report
 from pipeline.report.charts import Line, chart, thinned
 from pipeline.report.pictures import MAX_FRAMES, sprite
+from tests.pipeline.browsing import opened, walks
 
 EVIL = "<script>alert(1)</script>'\"&"
 VIEWS = ["000", "018", "036", "054", "072", "090", "108", "126", "144", "162", "180"]
@@ -300,36 +300,9 @@ def test_charts():
     assert thinned(points[:9]) == points[:9]
 
 
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api")
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if not chromium:
-        pytest.skip("no Chromium on PATH: install it (apt-get install chromium) to test the page in a real browser")
-    flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
-    flags += ["--disable-background-networking", "--disable-component-update"]
-    with playwright.sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=chromium, args=flags)
-        yield started
-        started.close()
-
-
-def opened(browser, path, **context):
-    page = browser.new_context(**context).new_page()
-    troubles = []
-    page.on("console", lambda message: troubles.append(message.text))
-    page.on("pageerror", lambda error: troubles.append(str(error)))
-    page.on("request", lambda request: request.url.startswith(("file:", "data:")) or troubles.append(request.url))
-    page.goto(path.as_uri())
-    return page, troubles
-
-
 def test_in_a_browser_nothing_is_loaded_nothing_complains_and_the_walkers_walk(made, browser):
     page, troubles = opened(browser, made[3], viewport={"width": 1200, "height": 900})
-    position = "getComputedStyle(document.querySelector('.walker')).maskPosition"
-    page.locator(".walker").first.scroll_into_view_if_needed()
-    before = page.evaluate(position)
-    page.wait_for_function(f"{position} !== {json.dumps(before)}", timeout=5000)
+    assert walks(page)
     assert page.evaluate("document.getAnimations().length") == page.locator(".walker").count()
     assert page.evaluate("window.alert.toString()").endswith("{ [native code] }")
     assert troubles == []

@@ -1,6 +1,7 @@
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -68,6 +69,23 @@ def test_same_bytes_whatever_the_number_of_workers(raw: Path, packed: Path, part
         summary = pack_small(raw, tmp_path / str(workers), partition, workers=workers)
         assert data_set_bytes(tmp_path / str(workers)) == data_set_bytes(packed)
         assert summary.num_raw_frames == sum(len(list(path.iterdir())) for path in raw.glob("*/*/*"))
+
+
+@pytest.mark.parametrize("level", [1, 12])
+def test_a_level_has_its_own_bytes_and_the_same_silhouettes(
+    level: int, raw: Path, packed: Path, partition: Path, tmp_path: Path
+) -> None:
+    for workers in (1, 2):
+        pack_small(raw, tmp_path / str(workers), partition, workers=workers, level=level)
+    assert data_set_bytes(tmp_path / "1") == data_set_bytes(tmp_path / "2") != data_set_bytes(packed)
+    assert json.loads((tmp_path / "1/pack-report.json").read_text())["level"] == level
+    usual, other = shards.open(packed), shards.open(tmp_path / "1")
+    assert usual.index["key"].equals(other.index["key"]) and usual.index["shard"].equals(other.index["shard"])
+    assert (sum(other.index["size"].to_pylist()) < sum(usual.index["size"].to_pylist())) == (level == 12)
+    for a, b in zip(usual.read(range(48)), other.read(range(48)), strict=True):
+        np.testing.assert_array_equal(a, b)
+    pack_small(raw, tmp_path / "seven", partition, level=7)
+    assert data_set_bytes(tmp_path / "seven") == data_set_bytes(packed)
 
 
 def test_default_partition_and_shard_size(raw: Path, tmp_path: Path) -> None:
@@ -147,6 +165,8 @@ def test_a_folder_of_other_things_is_left_alone(raw: Path, partition: Path, tmp_
         ({"partition": "nobody"}, ValueError, "'nobody' is neither a known name"),
         ({"workers": 0}, ValueError, "workers must be at least 1, it is 0"),
         ({"shard_size_mb": 0}, ValueError, "shard size must be above 0 MB"),
+        ({"level": 0}, ValueError, "level must be 1 to 12, it is 0"),
+        ({"level": 13}, ValueError, "level must be 1 to 12, it is 13"),
     ],
 )
 def test_mistakes_leave_nothing_behind(raw: Path, tmp_path: Path, change: dict, error: type, message: str) -> None:
@@ -185,6 +205,11 @@ def test_killed_and_packed_again(workers: int, partition: Path, tmp_path: Path) 
     with pytest.raises(FileNotFoundError, match=r"is not a data set.*run `hstl pack"):
         shards.open(to)
     finished = {path.name: path.stat().st_ino for path in to.glob("*.tar")}
+    shutil.copytree(to, tmp_path / "harder", symlinks=True)
+    harder = pack_small(raw, tmp_path / "harder", partition, workers=workers, level=12)
+    assert harder.num_shards_kept == 0  # finished shards of another level are not mixed in
+    pack_small(raw, tmp_path / "straight at 12", partition, level=12)
+    assert data_set_bytes(tmp_path / "harder") == data_set_bytes(tmp_path / "straight at 12")
     again = pack_small(raw, to, partition, workers=workers)
     assert again.num_shards > again.num_shards_kept > 0
     kept = [name for name, inode in finished.items() if (to / name).stat().st_ino == inode]

@@ -197,3 +197,16 @@ def test_packed_with_a_published_partition(tmp_path: Path) -> None:
     for row, array in enumerate(shard_set.read(range(3))):
         np.testing.assert_array_equal(array, originals[shard_set.index["key"][row].as_py()])
     assert shard_set.index["split"].to_pylist() == ["train", "train", "test"]
+
+
+@pytest.mark.parametrize(
+    ("partition", "name"), [("casia-b", "casia-b"), ("OUMVLP.json", "oumvlp"), ("own.yaml", "own")]
+)
+def test_a_data_set_is_called_what_its_partition_is(tmp_path: Path, partition: str, name: str) -> None:
+    write_pickle(tmp_path / "raw", "001/nm-01/000", frames(4))
+    given: str | Path = partition
+    if partition.endswith(("json", "yaml")):
+        given = tmp_path / partition
+        given.write_text('{"TRAIN_SET": ["001"], "TEST_SET": []}')
+    summary = pack("opengait", tmp_path / "raw", tmp_path / "set", given, workers=1, progress=False)
+    assert summary.name == shards.open(tmp_path / "set").name == name
