@@ -1,10 +1,10 @@
-# make install | demo | test | test-all | check | bench          (paths may hold spaces: everything is relative)
+# make install | demo | test | test-all | test-cluster | check | bench     (paths may hold spaces: all is relative)
 PYTHON ?= python3
 BIN := .venv/bin
 # A thread a process: two processes share two cores (torch would set the same, with a warning).
 LAUNCH := OMP_NUM_THREADS=1 $(BIN)/accelerate launch --config_file accelerate_configs/zero2.yaml
 
-.PHONY: install demo test test-all check format bench clean
+.PHONY: install demo test test-all test-cluster check format bench clean
 
 install: .venv/installed
 
@@ -26,6 +26,10 @@ test: install
 
 test-all: install
 	$(BIN)/python -m pytest
+
+# Jobs on a real SLURM of three nodes (root, and the Debian packages .ci/run names; skipped otherwise): 5 minutes.
+test-cluster: install
+	$(BIN)/python -m pytest tests/system/test_slurm.py tests/system/test_nodes.py
 
 check: install
 	$(BIN)/ruff format --check .

@@ -76,8 +76,9 @@ def _train(accelerator: "Accelerator", recipe: Recipe, run: Path, batches: "Batc
     if found is not None:
         checkpoint.take_up(accelerator, found, trained)
         step = start = found.step
-        accelerator.print(
-            "\n  ".join([f"resumed {found.folder} at step {start} of {recipe.train.steps}", *found.changes])
+        world.say(
+            accelerator,
+            "\n  ".join([f"resumed {found.folder} at step {start} of {recipe.train.steps}", *found.changes]),
         )
     state.step = start
     if accelerator.is_main_process:
@@ -116,11 +117,12 @@ def _train(accelerator: "Accelerator", recipe: Recipe, run: Path, batches: "Batc
             watch.step_done(step, terms, rate)
     if step < recipe.train.steps:
         state.reason = "asked to stop by SIGTERM or SIGUSR2"
-        accelerator.print(
-            f"interrupted: saved at step {step} of {recipe.train.steps}; the same command with run={run} goes on"
+        world.say(
+            accelerator,
+            f"interrupted: saved at step {step} of {recipe.train.steps}; the same command with run={run} goes on",
         )
     else:
-        accelerator.print(f"trained: {run}")
+        world.say(accelerator, f"trained: {run}")
 
 
 def open_batches(shard_set: "ShardSet", recipe: Recipe) -> "Batches":

@@ -113,6 +113,12 @@ def anywhere(accelerator: "Accelerator", *flags: Tensor | bool) -> list[bool]:
     return [bool(flag) for flag in mine.tolist()]
 
 
+def say(accelerator: "Accelerator", text: str) -> None:
+    """Prints once for all processes of all nodes; Accelerate's own `print` does once a node."""
+    if accelerator.is_main_process:
+        print(text, flush=True)
+
+
 def united(accelerator: "Accelerator", mine: dict[str, Any]) -> dict[str, Any]:
     """The entries of all processes' dictionaries, on every process."""
     if accelerator.num_processes == 1:
@@ -132,9 +138,10 @@ def signals_withheld() -> Iterator[None]:
 
     Loader workers must outlive the signal: the step it interrupts still needs them. They end with their parent.
     """
-    resource_tracker.ensure_running()  # multiprocessing's helper: at its own start it would lift the block
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
+        resource_tracker.ensure_running()  # multiprocessing's helper, which lifts the block after it has started
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

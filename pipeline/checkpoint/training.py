@@ -154,7 +154,7 @@ def take_up(accelerator: "Accelerator", found: Resumable, trained: "Trained") ->
         accelerator.load_state(str(state))
         return
     other = found.folder.with_name(f".{found.folder.name}.universal")
-    accelerator.print(f"resharding {found.folder} for {accelerator.num_processes} processes")
+    world.say(accelerator, f"resharding {found.folder} for {accelerator.num_processes} processes")
     world.agree(accelerator, lambda: str(universal.convert(state, other)))
     accelerator.load_state(str(other))
     accelerator.wait_for_everyone()

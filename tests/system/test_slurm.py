@@ -19,9 +19,9 @@ from tests.system.slurm_cluster import Cluster
 
 STEPS = 30
 SMALL = ["batch.subjects=2", "batch.sequences=2", "batch.frames=4", "train.log_every=1", "train.trackers=[]"]
-RECIPE = ["recipes/demo.yaml", f"train.steps={STEPS}", "train.save_every=10", "train.workers=1", *SMALL]
+RECIPE = ["recipes/demo.yaml", f"train.steps={STEPS}", "train.save_every=10", "train.precision=fp32", *SMALL]
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(500)]
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +141,7 @@ def test_a_killed_process_ends_the_job_failed_and_not_requeued(cluster: Cluster,
     job = submit(cluster, packed, run, "--nodes", 2)
     until_step(run, 2)
     os.kill(process_of(run, rank=1), 9)
-    found = cluster.wait(job, seconds=60)
+    found = cluster.wait(job, seconds=120)
     assert (found["JobState"], found["Restarts"]) == ("FAILED", "0"), log_of(run)
     assert found["ExitCode"] != "0:0"
     assert "Signal 9" in log_of(run) and "FAILED with return code" in log_of(run)
