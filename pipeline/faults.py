@@ -1,7 +1,7 @@
 """When training meets what is not finite or does not fit: who, where, and what is needed to see it again.
 
 RUN/faults/step-00000017/
-    model.safetensors       the network as it was before the step
+    model.safetensors       the weights before the step; running statistics have it in them
     rank-0.safetensors ...  silhouettes, labels and rows of each process's part of the batch
     rank-0.json ...         its losses, the gradients that were not finite, the keys of its sequences
 """
@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from pipeline.trained import Trained
 
 
+NO_MEMORY = ("can't allocate memory", "out of memory", "STATUS_ALLOC_FAILED")
+"""In what CPU's allocator, CUDA and NCCL, cuDNN and cuBLAS say."""
+
+
 @contextmanager
 def out_of_memory_explained(recipe: "Recipe", rank_sequences: int, rank: int) -> Iterator[None]:
     """Running out of memory inside becomes a MemoryError that says at what batch, and what helps."""
@@ -51,8 +55,9 @@ def out_of_memory_explained(recipe: "Recipe", rank_sequences: int, rank: int) ->
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a GPU or the machine had no memory left; torch's allocator on CPU raises a plain RuntimeError."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+    """Whether a GPU or the machine had no memory left; all but torch's own allocator on GPUs say so in words only."""
+    said = str(error)
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(text in said for text in NO_MEMORY)
 
 
 def record(

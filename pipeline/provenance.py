@@ -3,15 +3,26 @@
 import platform
 import subprocess
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 
-def versions() -> dict[str, str]:
-    """Versions of what computes, by name."""
-    names = ("hstl", "torch", "accelerate", "deepspeed", "numpy")
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+def record() -> dict[str, Any]:
+    """`versions` and `source`; what the first call found in a process is what later ones give."""
+    return {"versions": versions(), "source": source()}
+
+
+@cache
+def versions() -> dict[str, str | None]:
+    """Versions of what computes, by name; None for what runs without being installed."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for name in ("hstl", "torch", "accelerate", "deepspeed", "numpy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
 
 
 @cache

@@ -102,7 +102,8 @@ def judge(
         except PermissionError:
             return "unsure"
         return "alive" if now is not None and now == found.born else "dead"
-    # SLURM starts a job again only when its processes are gone. Two steps of one start of a job may both be alive.
+    # SLURM starts a job again when its processes are gone; those of a node it has lost, and that lives on cut off, see
+    # at their next beat that the run is another's. Two steps of one start of a job may both be alive.
     if found.slurm_job is not None and found.slurm_job == me.slurm_job and found.slurm_restarts != me.slurm_restarts:
         return "dead"
     return "unsure"

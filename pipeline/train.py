@@ -47,20 +47,35 @@ def train(recipe: Recipe) -> Path:
     if not (run / "recipe.yaml").is_file():
         raise ValueError(f"{run} is not to be seen on {platform.node()}; give a `run` on a disk that all nodes share")
 
-    with run_state.hold(accelerator, run, recipe.train.steps) as state:
-        _train(accelerator, recipe, run, batches, state)
+    with (
+        world.Interruption() as interruption,  # outermost: what is left to do on the way out must not be cut short
+        run_state.hold(accelerator, run, recipe.train.steps) as state,
+        StallGuard(recipe.train.stall_seconds, lambda line: state.leave(TimeoutError(line))) as alive,
+    ):
+        _train(accelerator, recipe, run, batches, state, interruption, alive)
     return run
 
 
-def _train(accelerator: "Accelerator", recipe: Recipe, run: Path, batches: "Batches", state: "Hold") -> None:
+def _train(
+    accelerator: "Accelerator",
+    recipe: Recipe,
+    run: Path,
+    batches: "Batches",
+    state: "Hold",
+    interruption: world.Interruption,
+    alive: StallGuard,
+) -> None:
     """All of training that happens in the run's folder, which is this launch's alone."""
-    from pipeline import checkpoint, faults
+    from pipeline import checkpoint, faults, provenance
     from pipeline.trained import Trained
     from pipeline.watch import Watch
 
     shard_set = batches.shard_set
+    if accelerator.is_main_process:
+        provenance.record()  # now: at the first checkpoint the source may be another
     # First what a checkpoint says, then the recipe's weights, then the seed's.
-    found = checkpoint.find(accelerator, run, recipe, shard_set.fingerprint)
+    with alive.during("checking the newest checkpoint"):
+        found = checkpoint.find(accelerator, run, recipe, shard_set.fingerprint)
     torch.manual_seed(recipe.seed)  # every process starts from the same weights
     network = HSTL(
         recipe.network.variant,
@@ -74,7 +89,8 @@ def _train(accelerator: "Accelerator", recipe: Recipe, run: Path, batches: "Batc
 
     step = start = 0
     if found is not None:
-        checkpoint.take_up(accelerator, found, trained)
+        with alive.during(f"loading {found.folder}"):
+            checkpoint.take_up(accelerator, run, found, trained)
         step = start = found.step
         world.say(
             accelerator,
@@ -86,9 +102,6 @@ def _train(accelerator: "Accelerator", recipe: Recipe, run: Path, batches: "Batc
 
     with (
         Watch(accelerator, recipe, run, start, shard_set) as watch,
-        world.Interruption() as interruption,
-        StallGuard(recipe.train.stall_seconds, lambda line: state.leave(TimeoutError(line))) as alive,
-        faults.out_of_memory_explained(recipe, batches.rank_batch_size, accelerator.process_index),
         closing(stream(batches, start, recipe, accelerator.device)) as arriving,
     ):
         leave = False
@@ -101,7 +114,10 @@ def _train(accelerator: "Accelerator", recipe: Recipe, run: Path, batches: "Batc
                 break
             with alive.during(f"waiting for the batch of step {step}"), watch.waiting():
                 batch = next(arriving)
-            with alive.during(f"step {step}"):
+            with (
+                alive.during(f"step {step}"),
+                faults.out_of_memory_explained(recipe, batches.rank_batch_size, accelerator.process_index),
+            ):
                 rate = learning_rate(step, recipe.optimizer.lr, recipe.schedule)
                 trained.set_learning_rate(rate)
                 output = trained.model(batch["silhouettes"].float() / 255)
@@ -114,7 +130,8 @@ def _train(accelerator: "Accelerator", recipe: Recipe, run: Path, batches: "Batc
                     raise faults.record(accelerator, trained, run, step, terms, batch, keys)
                 trained.update()
             state.step = step = step + 1
-            watch.step_done(step, terms, rate)
+            with alive.during(f"reporting step {step}"):
+                watch.step_done(step, terms, rate)
     if step < recipe.train.steps:
         state.reason = "asked to stop by SIGTERM or SIGUSR2"
         world.say(
@@ -189,6 +206,8 @@ def stream(
         # Said outright: the traceback of an error would keep the iterator, and so the workers, alive for ever.
         if recipe.train.workers:
             following._shutdown_workers()
+            for worker in following._workers:
+                worker.kill()  # one that is stuck in a read would be waited for at exit
 
 
 def learning_rate(step: int, base: float, schedule: Schedule) -> float:

@@ -60,13 +60,17 @@ class Trained:
 
     def full_state(self, folder: Path) -> dict[str, Tensor]:
         """All weights, on the main process; every process must call it. A sharded classifier goes through `folder`."""
-        tensors = self.accelerator.get_state_dict(self.model)  # a collective under ZeRO-3
+        plugin = self.accelerator.state.deepspeed_plugin
+        collective = plugin is not None and plugin.zero_stage == 3
+        tensors: dict[str, Tensor] = {}
+        if collective or self.accelerator.is_main_process:
+            tensors = self.accelerator.get_state_dict(self.model) or {}
         if self.classifier is not None and self.classifiers_optimizer is not None:
             place = self.accelerator.process_index, self.accelerator.num_processes
             classifier_files.write(folder, self.classifier, self.classifiers_optimizer, *place)
             self.accelerator.wait_for_everyone()
             if self.accelerator.is_main_process:
-                tensors = {**tensors, "classifier.weight": classifier_files.joined(folder)}
+                tensors = {**tensors, "classifier.weight": classifier_files.joined(folder, self.classifier.num_classes)}
         return tensors
 
     def network(self) -> HSTL:

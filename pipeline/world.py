@@ -51,6 +51,8 @@ def start(rank_batch_size: int = 1, *, patience: int = 1800) -> "Accelerator":
     if (plugin := accelerator.state.deepspeed_plugin) is not None:
         # P x K batches come from a loader of ours, which Accelerate never sees: it asks for the size here.
         plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = rank_batch_size
+        # Or Accelerate would put Adam in the place of the recipe's SGD where the optimizer is offloaded.
+        plugin.deepspeed_config["zero_force_ds_cpu_optimizer"] = False
     return accelerator
 
 
@@ -97,7 +99,7 @@ def agree(accelerator: "Accelerator", choose: Callable[[], Any]) -> Any:
     if accelerator.is_main_process:
         try:
             chosen[0] = choose()
-        except USER_MISTAKES as error:  # or the others would wait for a choice that never comes
+        except Exception as error:  # or the others would wait for a choice that never comes
             chosen[1] = error
     value, failed = broadcast_object_list(chosen)
     if failed is not None:
@@ -107,7 +109,13 @@ def agree(accelerator: "Accelerator", choose: Callable[[], Any]) -> Any:
 
 def anywhere(accelerator: "Accelerator", *flags: Tensor | bool) -> list[bool]:
     """For each flag, whether it is set on any process; one small exchange, and one wait for the device, for all."""
-    mine = torch.stack([torch.as_tensor(flag, device=accelerator.device).int() for flag in flags])
+    # A bool is filled in by the device: copying it there would wait for the device once more.
+    mine = torch.stack(
+        [
+            flag.int() if isinstance(flag, Tensor) else torch.full((), int(flag), device=accelerator.device).int()
+            for flag in flags
+        ]
+    )
     if accelerator.num_processes > 1:
         dist.all_reduce(mine, dist.ReduceOp.MAX)
     return [bool(flag) for flag in mine.tolist()]

@@ -52,12 +52,20 @@ def read(folder: Path, classifier: ShardedClassifier, optimizer: torch.optim.Opt
     optimizer.state[classifier.weight] = {k: v.to(device) if v.ndim else v for k, v in joined.items()}
 
 
-def joined(folder: Path) -> Tensor:
-    """The whole classifier's weight, `[parts, channels, classes]`, from the files of all ranks."""
-    pieces = []
-    for path, _, _ in _files(folder):
+def joined(folder: Path, num_classes: int) -> Tensor:
+    """The whole classifier's weight, `[parts, channels, classes]`, from the files of all ranks.
+
+    Raises ValueError where their ranges do not join up to all classes.
+    """
+    pieces, covered = [], 0
+    for path, first, last in _files(folder):
+        if first != covered:
+            break
         with safe_open(path, framework="pt") as content:
             pieces.append(content.get_tensor(WEIGHT))
+        covered = last
+    if covered != num_classes:
+        raise ValueError(f"{folder} holds classes up to {covered} of {num_classes}; a process's file is not to be seen")
     return torch.cat(pieces, dim=2)
 
 

@@ -6,6 +6,7 @@ RUN/checkpoints/damaged-step-00000200   put aside: its files are not those that 
 """
 
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -41,16 +42,23 @@ def kept(steps: Sequence[int], train: Train) -> set[int]:
 
 
 def prune(run: Path, train: Train) -> None:
-    """Deletes what does not stay, and what was never completed."""
+    """Deletes what does not stay, and what was never completed; what cannot be deleted is named and left."""
     for abandoned in (*run.glob("checkpoints/.step-*.partial"), *run.glob("checkpoints/step-*")):
         if not (abandoned / MARKER).exists():  # of a run that was killed while saving or pruning
-            shutil.rmtree(abandoned)
+            _delete(abandoned)
     complete = [marker.parent for marker in run.glob(f"checkpoints/step-*/{MARKER}")]
     stay = kept([step_of(folder) for folder in complete], train)
     for folder in complete:
         if step_of(folder) not in stay:
-            (folder / MARKER).unlink()  # first, so that a half-deleted folder is not believed
-            shutil.rmtree(folder)
+            _delete(folder)
+
+
+def _delete(folder: Path) -> None:
+    try:
+        (folder / MARKER).unlink(missing_ok=True)  # first, so that a half-deleted folder is not believed
+        shutil.rmtree(folder)
+    except OSError as error:  # somebody reads it, say; the next pruning tries again
+        print(f"{folder} could not be deleted: {error}", file=sys.stderr, flush=True)
 
 
 def put_aside(folder: Path) -> Path:

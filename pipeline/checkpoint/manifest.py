@@ -1,6 +1,7 @@
 """Sums over the files of a checkpoint: what was written is what is read, or it is not believed."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from shards.sequence import crc32
@@ -9,10 +10,15 @@ FILE = "files.json"
 CHUNK = 1 << 24
 
 
-def sums(folder: Path, rank: int = 0, world_size: int = 1) -> dict[str, list[int]]:
-    """`{name: [bytes, CRC-32]}` of this rank's share of the files below `folder`, the manifest itself left out."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / FILE)
-    return {path.relative_to(folder).as_posix(): _sum(path) for path in paths[rank::world_size]}
+def names(folder: Path) -> list[str]:
+    """Of the files below `folder` as this node sees them, the manifest itself left out."""
+    found = (path for path in folder.rglob("*") if path.is_file() and path != folder / FILE)
+    return sorted(path.relative_to(folder).as_posix() for path in found)
+
+
+def sums(folder: Path, names: Sequence[str]) -> dict[str, list[int]]:
+    """`{name: [bytes, CRC-32]}` of files below `folder`."""
+    return {name: _sum(folder / name) for name in names}
 
 
 def write(folder: Path, files: dict[str, list[int]]) -> None:
@@ -21,17 +27,20 @@ def write(folder: Path, files: dict[str, list[int]]) -> None:
 
 
 def faults(folder: Path, rank: int = 0, world_size: int = 1) -> list[str]:
-    """What is wrong with this rank's share of the files; empty for a whole checkpoint."""
+    """What is wrong with this rank's share of the files; empty for a whole checkpoint.
+
+    Raises OSError for what may be no fault of the files: a disk that does not answer, a right that is missing.
+    """
     try:
         files = json.loads((folder / FILE).read_text())
-    except (OSError, ValueError) as error:
-        return [f"{folder / FILE} cannot be read: {error}"]
+    except (FileNotFoundError, ValueError) as error:
+        return [f"{folder / FILE}: {error}"]
     found = []
     for name, (size, crc) in sorted(files.items())[rank::world_size]:
         try:
             now = _sum(folder / name)
-        except OSError as error:
-            found.append(f"{folder / name}: {error.strerror}")
+        except FileNotFoundError:
+            found.append(f"{folder / name} is missing")
             continue
         if now != [size, crc]:
             found.append(f"{folder / name}: {now[0]} bytes of CRC-32 {now[1]:08x}, written were {size} of {crc:08x}")

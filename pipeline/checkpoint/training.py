@@ -18,7 +18,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from pipeline import provenance, world
 from pipeline.checkpoint import classifier, folders, manifest, universal
@@ -77,13 +79,17 @@ def save(
             raise FloatingPointError(
                 f"weights are not finite after step {step}: not saved; the newest checkpoint is good"
             )
-        accelerator.save_state(str(writing / "state"))
+        with _without_the_network(accelerator):
+            accelerator.save_state(str(writing / "state"))
         if accelerator.is_main_process:
             save_weights(writing / FILE, trained.network(), tensors, step)
-            description = describe(accelerator, step, recipe, fingerprint)
+            description = describe(accelerator, step, recipe, fingerprint) | provenance.record()
             (writing / DESCRIPTION).write_text(json.dumps(description, indent=1))
         accelerator.wait_for_everyone()
-        files = world.united(accelerator, manifest.sums(writing, *_share(accelerator)))
+        # Nodes may see new files of other nodes late: the names are put together first, then shared out.
+        names = sorted(world.united(accelerator, dict.fromkeys(manifest.names(writing))))
+        rank, ranks = _share(accelerator)
+        files = world.united(accelerator, manifest.sums(writing, names[rank::ranks]))
         if accelerator.is_main_process:
             manifest.write(writing, files)
         if accelerator.is_local_main_process:
@@ -94,8 +100,9 @@ def save(
             _flush(folder.parent, deep=False)
             (folder / MARKER).touch()
             _flush(folder, deep=False)
-            folders.prune(run, recipe.train)
-        accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        folders.prune(run, recipe.train)
+    accelerator.wait_for_everyone()
     return folder
 
 
@@ -133,33 +140,64 @@ def find(accelerator: "Accelerator", run: Path, recipe: Recipe, fingerprint: str
     aside, and the one before it taken. Raises ValueError where data, recipe or launcher are not those it was written
     with, naming both sides and the key that overrides it.
     """
-    while (folder := world.agree(accelerator, lambda: _newest(run, recipe))) is not None:
-        faults = manifest.faults(folder, *_share(accelerator))
-        if not world.anywhere(accelerator, bool(faults))[0]:
+    put_aside = []
+    while (folder := world.agree(accelerator, lambda: folders.latest(run))) is not None:
+        if _is_whole(accelerator, folder):
             return _fitting(accelerator, folder, recipe, fingerprint)
-        for fault in faults:
-            print(f"damaged checkpoint: {fault}", flush=True)
-        if not folder.is_relative_to(run):
-            raise ValueError(f"train.start_from: {folder} is damaged; take another checkpoint")
+        put_aside.append(folder.name)
         world.agree(accelerator, partial(folders.put_aside, folder))
-    return None
+    if put_aside:  # beginning anew without a word would throw away all that was done
+        raise ValueError(
+            f"{run} has no whole checkpoint left: {', '.join(put_aside)} are damaged and put aside; mend one and take "
+            "`damaged-` off its name, or give another `run`"
+        )
+    if recipe.train.start_from is None:
+        return None
+    folder = world.agree(accelerator, lambda: _asked_for(Path(str(recipe.train.start_from))))
+    if not _is_whole(accelerator, folder):
+        raise ValueError(f"train.start_from: {folder} is damaged; take another checkpoint")
+    return _fitting(accelerator, folder, recipe, fingerprint)
 
 
-def take_up(accelerator: "Accelerator", found: Resumable, trained: "Trained") -> None:
+def take_up(accelerator: "Accelerator", run: Path, found: Resumable, trained: "Trained") -> None:
     """Loads the state of a checkpoint into what was prepared. Every process must call it."""
     state = found.folder / "state"
     if trained.classifier is not None and trained.classifiers_optimizer is not None:
         classifier.read(state, trained.classifier, trained.classifiers_optimizer)
     if not found.reshard:
-        accelerator.load_state(str(state))
-        return
-    other = found.folder.with_name(f".{found.folder.name}.universal")
-    world.say(accelerator, f"resharding {found.folder} for {accelerator.num_processes} processes")
-    world.agree(accelerator, lambda: str(universal.convert(state, other)))
-    accelerator.load_state(str(other))
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        shutil.rmtree(other)
+        with _without_the_network(accelerator):
+            accelerator.load_state(str(state))
+    else:
+        other = run / "checkpoints" / f".{found.folder.name}.universal.partial"  # pruned with others of that name
+        world.say(accelerator, f"resharding {found.folder} for {accelerator.num_processes} processes")
+        world.agree(accelerator, lambda: str(universal.convert(state, other)))
+        accelerator.load_state(str(other))
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            shutil.rmtree(other)
+    if accelerator.state.deepspeed_plugin is None:
+        tensors = load_file(found.folder / FILE)
+        if trained.classifier is not None:
+            del tensors["classifier.weight"]
+        trained.network().load_state_dict(tensors)
+
+
+@contextmanager
+def _without_the_network(accelerator: "Accelerator") -> Iterator[None]:
+    """Keeps Accelerate from saving or loading what model.safetensors holds.
+
+    Under DDP it names weights otherwise than in one process, and one could not go on from the other. DeepSpeed's
+    checkpoints are not concerned.
+    """
+    hooks = [
+        accelerator.register_save_state_pre_hook(lambda models, weights, folder: weights.clear()),
+        accelerator.register_load_state_pre_hook(lambda models, folder: models.clear()),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def describe(accelerator: "Accelerator", step: int, recipe: Recipe, fingerprint: str) -> dict[str, Any]:
@@ -172,16 +210,21 @@ def describe(accelerator: "Accelerator", step: int, recipe: Recipe, fingerprint:
         "recipe": recipe.model_dump(mode="json"),
         "world_size": accelerator.num_processes,
         "launcher": accelerator.distributed_type.value + stage,
-        "versions": provenance.versions(),
-        "source": provenance.source(),
     }
 
 
-def _newest(run: Path, recipe: Recipe) -> Path | None:
-    newest = folders.latest(run)
-    if newest is not None or recipe.train.start_from is None:
-        return newest
-    asked = Path(recipe.train.start_from)
+def _is_whole(accelerator: "Accelerator", folder: Path) -> bool:
+    """Whether all files are as they were written; says on each process what is wrong with its share of them."""
+    if not (folder / manifest.FILE).exists():
+        world.say(accelerator, f"{folder} has no {manifest.FILE}: taken without having been checked")
+        return True
+    faults = manifest.faults(folder, *_share(accelerator))
+    for fault in faults:
+        print(f"damaged checkpoint: {fault}", flush=True)
+    return not world.anywhere(accelerator, bool(faults))[0]
+
+
+def _asked_for(asked: Path) -> Path:
     found = asked if (asked / MARKER).is_file() else folders.latest(asked)
     if found is None:
         raise FileNotFoundError(
@@ -219,13 +262,20 @@ def _fitting(accelerator: "Accelerator", folder: Path, recipe: Recipe, fingerpri
     return Resumable(folder, int(saved["step"]), differences, reshard)
 
 
+def _with_todays_keys(recipe: dict[str, Any]) -> dict[str, Any]:
+    """A recipe of an older version with what has been added since at its default; as it is where it no longer fits."""
+    try:
+        return Recipe.model_validate(recipe).model_dump(mode="json")
+    except ValidationError:
+        return recipe
+
+
 def _differences(saved: dict[str, Any], asked: dict[str, Any]) -> list[str]:
     found = []
-    for key, label in (("fingerprint", "data set"), ("launcher", "launcher")):
-        if saved[key] != asked[key]:
-            found.append(f"{label}: it was {saved[key]}, now it is {asked[key]}")
-    for section, before in saved["recipe"].items():
-        now = asked["recipe"][section]
+    if saved["fingerprint"] != asked["fingerprint"]:
+        found.append(f"data set: it was {saved['fingerprint']}, now it is {asked['fingerprint']}")
+    for section, before in _with_todays_keys(saved["recipe"]).items():
+        now = asked["recipe"].get(section)
         if section in ("name", "data", "run", "evaluate") or before == now:
             continue
         if not isinstance(before, dict):

@@ -70,7 +70,7 @@ def test_a_loss_that_is_not_finite_can_be_seen_again(launch: Launch, packed: Pat
     assert losses is not None and not math.isfinite(float(losses[1]))
 
 
-@pytest.mark.parametrize(("kind", "seconds"), [("die", 20), ("hang", 40)])
+@pytest.mark.parametrize(("kind", "seconds"), [("die", 60), ("hang", 90)])
 def test_a_process_that_dies_or_hangs_ends_the_job_in_time(
     launch: Launch, packed: Path, tmp_path: Path, kind: str, seconds: float
 ) -> None:

@@ -41,7 +41,7 @@ def test_killed_at_a_random_moment_training_ends_the_same(
 
     seed = random.randrange(1 << 32)
     chance = random.Random(seed)
-    after, delay = chance.randrange(1, STEPS - 2), chance.uniform(0, 0.5)
+    after, delay = chance.randrange(2, STEPS - 4), chance.uniform(0, 0.5)
     command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
     command += ["--config_file", f"accelerate_configs/{config}.yaml", "--main_process_port", str(free_port())]
     process = subprocess.Popen(
@@ -59,6 +59,7 @@ def test_killed_at_a_random_moment_training_ends_the_same(
     _kill_all(process.pid)
     process.wait(timeout=10)
     steps_done = len(read(cut))
+    assert not (cut / f"checkpoints/step-{STEPS:08d}/COMPLETE").exists(), f"seed {seed}: too late to be killed"
 
     again = launch(config, "pipeline.train", *arguments(cut), env=environment)
     assert again.returncode == 0, f"seed {seed}: {again.stderr}"

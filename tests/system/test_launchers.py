@@ -50,6 +50,7 @@ def alone(packed: Path, launch: Launch, tmp_path_factory: pytest.TempPathFactory
         ("zero3", "DEEPSPEED ZeRO-3", 2, ["train.workers=3"]),
         ("ddp", "MULTI_CPU", 2, ["train.shard_classifier=true"]),
         ("zero2", "DEEPSPEED ZeRO-2", 4, ["train.shard_classifier=true"]),
+        ("zero3", "DEEPSPEED ZeRO-3", 2, ["train.micro_batch=1", "train.shard_classifier=true"]),
     ],
 )
 def test_every_launch_file_trains_the_same(

@@ -21,6 +21,7 @@ SMALL += ["train.precision=fp32", "train.save_every=3", "train.workers=0", "sche
         ("zero2", (1, 4), "false"),
         ("zero2", (1, 4), "true"),
         ("zero3", (1, 4), "false"),
+        ("zero3", (1,), "true"),
     ],
 )
 def test_two_processes_become_one_or_four(

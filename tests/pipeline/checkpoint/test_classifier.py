@@ -52,10 +52,12 @@ def test_the_whole_weight_is_joined_in_order_of_classes(tmp_path: Path) -> None:
     whole, _ = make(0, 1, "sgd")
     for rank in range(4):
         files.write(tmp_path, *make(rank, 4, "sgd"), rank, 4)
-    assert torch.equal(files.joined(tmp_path), whole.weight)
+    assert torch.equal(files.joined(tmp_path, CLASSES), whole.weight)
 
 
 def test_missing_classes_are_an_error(tmp_path: Path) -> None:
     files.write(tmp_path, *make(0, 2, "sgd"), 0, 2)
     with pytest.raises(ValueError, match=r"holds classes up to 5 only; 11 are needed"):
         files.read(tmp_path, *make(0, 1, "sgd"))
+    with pytest.raises(ValueError, match=r"classes up to 5 of 11"):
+        files.joined(tmp_path, CLASSES)

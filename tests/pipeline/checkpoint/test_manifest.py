@@ -17,7 +17,7 @@ def folder(tmp_path: Path) -> Path:
 def written(folder: Path, world_size: int = 1) -> dict[str, list[int]]:
     files: dict[str, list[int]] = {}
     for rank in range(world_size):
-        files |= manifest.sums(folder, rank, world_size)
+        files |= manifest.sums(folder, manifest.names(folder)[rank::world_size])
     manifest.write(folder, files)
     return files
 
@@ -33,9 +33,9 @@ def test_every_file_is_summed_once_whatever_the_number_of_processes(folder: Path
 
 
 def test_sums_of_files_larger_than_a_chunk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = manifest.sums(folder)
+    whole = manifest.sums(folder, manifest.names(folder))
     monkeypatch.setattr(manifest, "CHUNK", 7)
-    assert manifest.sums(folder) == whole
+    assert manifest.sums(folder, manifest.names(folder)) == whole
 
 
 def test_a_flipped_bit_a_cut_file_and_a_missing_one_are_named(folder: Path) -> None:
@@ -45,10 +45,22 @@ def test_a_flipped_bit_a_cut_file_and_a_missing_one_are_named(folder: Path) -> N
     (folder / "state/b").unlink()
     first, second, third = sorted(manifest.faults(folder))
     assert first.startswith(f"{folder / 'a'}: 5 bytes of CRC-32") and "written were 5 of" in first
-    assert second == f"{folder / 'state/b'}: No such file or directory"
+    assert second == f"{folder / 'state/b'} is missing"
     assert third.startswith(f"{folder / 'state/c'}: 4995 bytes") and "written were 5000" in third
 
 
-def test_no_manifest_is_a_fault(folder: Path) -> None:
+def test_a_damaged_manifest_is_a_fault(folder: Path) -> None:
+    (folder / "files.json").write_text('{"a": [5')
     (fault,) = manifest.faults(folder)
-    assert "files.json cannot be read" in fault
+    assert fault.startswith(f"{folder / 'files.json'}: ")
+
+
+def test_a_disk_that_does_not_answer_is_no_fault_of_the_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written(folder)
+
+    def stale(*arguments: object, **named: object) -> None:
+        raise OSError(116, "Stale file handle")
+
+    monkeypatch.setattr(Path, "open", stale)
+    with pytest.raises(OSError, match="Stale"):
+        manifest.faults(folder)
