@@ -108,16 +108,16 @@ class HSTL(nn.Module, HubMixin):
 
     def _extract(self, silhouettes: Tensor) -> Tensor:
         with self._arithmetic(silhouettes):
-            x = self.arme[0](repeat_short(silhouettes[:, None]))
-            parts = [self.astp[0](x)]
+            x, top = self.arme[0]([repeat_short(silhouettes[:, None])])
+            parts = [self.astp[0](top)]
             if self.variant.halved:
-                x = F.max_pool3d(x, (1, 2, 2))
-            x = self.arme[1](x)
-            parts.append(self.astp[1](x))
-            x = self.fta(x)
-            parts.append(self.astp_fta(x))
+                x = [F.max_pool3d(body, (1, 2, 2)) for body in x]
+            x, top = self.arme[1](x)
+            parts.append(self.astp[1](top))
+            x, top = self.fta(x)
+            parts.append(self.astp_fta(top))
             for arme, astp in zip(self.arme[2:], self.astp[2:], strict=True):
-                x = arme(x)
-                parts.append(astp(x))
-            parts.append(self.strips(x.max(dim=2).values))
+                x, top = arme(x)
+                parts.append(astp(top))
+            parts.append(self.strips(top))
             return torch.cat(parts, dim=1)

@@ -1,7 +1,8 @@
 """HSTL's building blocks, named as in the paper (section 3): ARME, ASTP, FTA, GeM and the part-wise head.
 
 Shapes: n sequences, c channels, t frames, h rows, w columns, p parts. Parameters of the regions of one level
-are stacked along their first dimension.
+are stacked along their first dimension. Features are lists: the regions of the body, top to bottom, each
+`[n, c, t, h, w]`.
 """
 
 import math
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.model import fast
 from pipeline.model.global_batch import gather
 
 
@@ -22,30 +24,45 @@ def exact(tensor: Tensor) -> torch.autocast:
 class RegionalConv3d(nn.Module):
     """A 3x3x3 convolution of its own for each horizontal region, then LeakyReLU (paper 3.2).
 
-    `[n, c_in, t, h, w] -> [n, c_out, t, h, w]`; `weight` is `[regions, c_out, c_in, 3, 3, 3]`, no bias. Regions
-    do not see one another's rows: each is padded with zeros on its own.
+    Regions `[n, c_in, t, h, w] -> [n, c_out, t, h, w]`; `weight` is `[regions, c_out, c_in, 3, 3, 3]`, no bias.
+    Regions do not see one another's rows: each is padded with zeros on its own. With `pooled` their maximum over
+    time, `[n, c_out, h, w]` of the whole body, comes along.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, regions: Sequence[int]) -> None:
+    def __init__(self, in_channels: int, out_channels: int, regions: Sequence[int], *, pooled: bool = False) -> None:
         super().__init__()
-        self.regions = list(regions)
+        self.regions, self.pooled = list(regions), pooled
         self.weight = nn.Parameter(torch.empty(len(self.regions), out_channels, in_channels, 3, 3, 3))
         for weight in self.weight.data:
             nn.init.xavier_uniform_(weight)
 
-    def forward(self, x: Tensor) -> Tensor:
-        bodies = x.split(self.regions, dim=3)
-        weights = self.weight.unbind()
-        convolved = [F.conv3d(body, weight, padding=1) for body, weight in zip(bodies, weights, strict=True)]
-        return F.leaky_relu(torch.cat(convolved, dim=3), inplace=True)
+    def forward(self, bodies: Sequence[Tensor]) -> tuple[list[Tensor], Tensor | None]:
+        pairs = zip(fast.recut(bodies, self.regions), self.weight.unbind(), strict=True)
+        convolved = fast.apart([fast.conv3d(body, weight) for body, weight in pairs])
+        # In place, and so in here: what leaves a module may be a view by ZeRO-3's hooks.
+        if not self.pooled:
+            return [F.leaky_relu(body, inplace=True) for body in convolved], None
+        features, maxima = zip(*map(fast.activate, convolved), strict=True)
+        return list(features), torch.cat(maxima, dim=2)
 
 
-class ARME(nn.Sequential):
-    """Adaptive region-based motion extractor: regional convolutions one after another (paper 3.2)."""
+class ARME(nn.ModuleList):
+    """Adaptive region-based motion extractor: regional convolutions one after another (paper 3.2).
+
+    Gives the features, and their maximum over time `[n, c, h, w]`, which the pooling takes.
+    """
 
     def __init__(self, in_channels: int, widths: Sequence[int], regions: Sequence[int]) -> None:
         inputs = [in_channels, *widths[:-1]]
-        super().__init__(*(RegionalConv3d(a, b, regions) for a, b in zip(inputs, widths, strict=True)))
+        last = len(widths) - 1
+        super().__init__(
+            RegionalConv3d(a, b, regions, pooled=i == last) for i, (a, b) in enumerate(zip(inputs, widths, strict=True))
+        )
+
+    def forward(self, bodies: Sequence[Tensor]) -> tuple[Sequence[Tensor], Tensor]:
+        for conv in self:
+            bodies, maximum = conv(bodies)
+        return bodies, maximum
 
 
 class GeM(nn.Module):
@@ -64,22 +81,22 @@ class GeM(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         with exact(x):
-            x = x.to(self.power.dtype).clamp(min=self.EPSILON)
-            if len(self.power) == 1:
-                x = x.pow(self.power)
-                means = [body.mean(dim=(2, 3)) for body in x.split(self.regions, dim=2)]
-            else:
-                bodies = x.split(self.regions, dim=2)
-                means = [body.pow(p).mean(dim=(2, 3)) for body, p in zip(bodies, self.power, strict=True)]
             # A region of background alone underflows once the power passes 7.5; the root of 0 has no gradient.
-            pooled = torch.stack(means, dim=1).clamp(min=torch.finfo(x.dtype).tiny)
+            pooled = self._means(x).clamp(min=torch.finfo(self.power.dtype).tiny)
             return pooled.pow(1 / self.power[:, None])
+
+    def _means(self, x: Tensor) -> Tensor:
+        if fast.on("gem"):
+            return fast.power_means(x, self.power, self.regions, self.EPSILON)
+        bodies = x.to(self.power.dtype).clamp(min=self.EPSILON).split(self.regions, dim=2)
+        powers = self.power.expand(len(self.regions))
+        return torch.stack([body.pow(p).mean(dim=(2, 3)) for body, p in zip(bodies, powers, strict=True)], dim=1)
 
 
 class ASTP(nn.Module):
-    """Adaptive spatio-temporal pooling: a level's part vectors, `[n, c, t, h, w] -> [n, regions, channels]` (3.3).
+    """Adaptive spatio-temporal pooling: a level's part vectors, `[n, c, h, w] -> [n, regions, channels]` (paper 3.3).
 
-    Maximum over time, a 1x1 convolution to the width of the last level (none at the last level itself), GeM.
+    Of the maximum over time: a 1x1 convolution to the width of the last level (none at the last level itself), GeM.
     """
 
     def __init__(self, in_channels: int, channels: int, regions: Sequence[int]) -> None:
@@ -90,16 +107,16 @@ class ASTP(nn.Module):
             nn.init.xavier_uniform_(self.project.weight)
         self.pool = GeM(regions)
 
-    def forward(self, x: Tensor) -> Tensor:
-        # max, not amax: among equal frames one gets the gradient, as in the release; half the time on CPU.
-        return self.pool(self.project(x.max(dim=2).values))
+    def forward(self, maximum: Tensor) -> Tensor:
+        return self.pool(self.project(maximum))
 
 
 class FTA(nn.Module):
-    """Frame-level temporal aggregation: `[n, c, t, h, w] -> [n, c, t // 3, h, w]` (paper 3.4).
+    """Frame-level temporal aggregation: regions `[n, c, t, h, w] -> [n, c, t // 3, h, w]`, and their maximum (3.4).
 
     Each region weighs two temporal max-pools, of 3 and of 5 frames, both with stride 3, channel by channel and
-    step by step: a softmax over the two of what a linear layer each makes of their summed mean over space.
+    step by step: a softmax over the two of what a linear layer each makes of their summed mean over space. The maximum
+    over time, `[n, c, h, w]`, is what the pooling takes.
     """
 
     def __init__(self, channels: int, regions: Sequence[int]) -> None:
@@ -110,25 +127,20 @@ class FTA(nn.Module):
         for weight in self.weight.data.flatten(0, 1):
             nn.init.xavier_uniform_(weight)
 
-    def forward(self, x: Tensor) -> Tensor:
-        short = F.max_pool3d(x, (3, 1, 1), stride=(3, 1, 1))
-        long = F.max_pool3d(x, (5, 1, 1), stride=(3, 1, 1), padding=(1, 0, 0))
-        parameters = zip(
-            short.split(self.regions, dim=3),
-            long.split(self.regions, dim=3),
-            self.weight.unbind(),
-            self.bias.unbind(),
-            strict=True,
-        )
-        return torch.cat([self._blend(*region) for region in parameters], dim=3)
+    def forward(self, bodies: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+        parameters = zip(fast.recut(bodies, self.regions), self.weight.unbind(), self.bias.unbind(), strict=True)
+        features = fast.apart([self._blend(*region) for region in parameters])
+        return features, torch.cat([fast.maximum_over_time(body) for body in features], dim=2)
 
     @staticmethod
-    def _blend(short: Tensor, long: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def _blend(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        short = F.max_pool3d(x, (3, 1, 1), stride=(3, 1, 1))
+        long = F.max_pool3d(x, (5, 1, 1), stride=(3, 1, 1), padding=(1, 0, 0))
         with exact(short):
             summary = (short + long).mean(dim=(3, 4), dtype=weight.dtype)
             scores = torch.einsum("koc,nct->nkot", weight, summary) + bias[:, :, None]
-            shares = scores.softmax(dim=1).to(short.dtype)[..., None, None]
-        return short * shares[:, 0] + long * shares[:, 1]
+            share = (scores[:, 0] - scores[:, 1]).sigmoid().to(short.dtype)[..., None, None]
+        return torch.lerp(long, short, share)
 
 
 class PartLinear(nn.Module):

@@ -47,6 +47,7 @@ def alone(packed: Path, launch: Launch, tmp_path_factory: pytest.TempPathFactory
         ("zero1", "DEEPSPEED ZeRO-1", 2, ["train.workers=2"]),
         ("zero2", "DEEPSPEED ZeRO-2", 2, ["train.micro_batch=1"]),
         ("zero2", "DEEPSPEED ZeRO-2", 4, ["train.workers=0"]),
+        ("zero2-offload", "DEEPSPEED ZeRO-2", 2, []),
         ("zero3", "DEEPSPEED ZeRO-3", 2, ["train.workers=3"]),
         ("ddp", "MULTI_CPU", 2, ["train.shard_classifier=true"]),
         ("zero2", "DEEPSPEED ZeRO-2", 4, ["train.shard_classifier=true"]),

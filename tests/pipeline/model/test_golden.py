@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pipeline.losses import cross_entropy, triplet
-from pipeline.model import HSTL
+from pipeline.model import HSTL, fast
 from pipeline.model.released import to_released
 from tests.pipeline.model import golden
 
@@ -13,13 +13,18 @@ def test_all_three_published_networks_are_covered() -> None:
     assert golden.NAMES == ["casia-b", "gait3d", "oumvlp"]
 
 
+# With every fast path on, and with all of them off.
+PLAIN = {"fast": (), "plain": tuple(fast.PATHS)}
+
+
+@pytest.mark.parametrize("paths", PLAIN)
 @pytest.mark.parametrize("name", golden.NAMES)
-def test_embeddings_of_short_and_long_walks(name: str) -> None:
+def test_embeddings_of_short_and_long_walks(name: str, paths: str) -> None:
     numbers = golden.load(name)
     model = golden.network(name, numbers).eval()
     assert [case["frames"] for case in numbers["eval"]] == [1, 2, 3, 7, 30, 41]
     for case in numbers["eval"]:
-        with torch.no_grad():
+        with torch.no_grad(), fast.without(*PLAIN[paths]):
             embedding = model.embed(golden.silhouettes(1, case["frames"]))[0]
         assert list(embedding.shape) == case["shape"]
         assert embedding.norm().item() == pytest.approx(case["norm"], rel=1e-4)
@@ -29,16 +34,19 @@ def test_embeddings_of_short_and_long_walks(name: str) -> None:
 
 
 # Gait3D's logits are scaled by 16: its loss jumps to 67 at the third step and amplifies rounding. Run in float64,
-# our network is 5.6e-3 from the golden cross-entropy there: the golden fp32 run itself is that far from exact.
-LAST_CROSS_ENTROPY = {"gait3d": 6e-3}
+# our network is 5.6e-3 from the golden cross-entropy there: the golden fp32 run itself is that far from exact, and
+# other orders of the same fp32 sums are as far on either side.
+LAST_CROSS_ENTROPY = {"gait3d": 1.2e-2}
 
 # One gradient is a difference of nearly equal terms, 1e-6 of the others: in float64 our network gives this number,
 # which our fp32 meets to 1e-4 and the golden fp32 run misses by 4 %.
 IN_FLOAT64 = {("oumvlp", "astp4.hpp.3.p"): 7.1673424e-05}
 
 
+@pytest.mark.parametrize("paths", [pytest.param("plain", marks=pytest.mark.slow), "fast"])
 @pytest.mark.parametrize("name", ["casia-b", "gait3d", pytest.param("oumvlp", marks=pytest.mark.slow)])
-def test_four_training_steps(name: str) -> None:
+def test_four_training_steps(name: str, paths: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fast, "_off", frozenset(PLAIN[paths]))
     numbers = golden.load(name)
     settings = numbers["loss"]
     model = golden.network(name, numbers).train()

@@ -1,0 +1,161 @@
+"""Faster ways to the same numbers, and the switch that turns each off.
+
+`HSTL_PLAIN=channels_last,gem` in the environment, or `with without("gem"):`, takes the plain way where a fast one is
+named. With all of them off the network is the paper's, an operation at a time. docs/performance.md has each one's
+figure. Where a graph is traced (export, `torch.compile`), or a path does not suit the device, the plain way is taken
+unasked.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.model import winograd
+
+PATHS = {
+    "channels_last": "the channels of a pixel lie together in memory, as convolutions and pools want them",
+    "apart": "regions stay tensors of their own from level to level: none are concatenated only to be split again",
+    "maximum": "LeakyReLU and the maximum over time share a backward pass that writes the gradient once (CPU)",
+    "gem": "GeM keeps logarithm and power of its forward pass for the backward one",
+    "winograd": "bf16 convolutions of many channels take 4 products where the plain way takes 6 (CPU)",
+}
+_off = frozenset(filter(None, os.environ.get("HSTL_PLAIN", "").split(",")))
+if not _off <= PATHS.keys():
+    raise ValueError(f"HSTL_PLAIN names {sorted(_off - PATHS.keys())}; the fast paths are {', '.join(PATHS)}")
+
+
+def on(path: str) -> bool:
+    """Whether a path is on; none is while a graph is traced."""
+    return path not in _off and not torch.compiler.is_compiling()
+
+
+@contextmanager
+def without(*paths: str) -> Iterator[None]:
+    """Turns paths off inside the block."""
+    global _off
+    before, _off = _off, _off.union(paths)
+    try:
+        yield
+    finally:
+        _off = before
+
+
+def laid_out(x: Tensor) -> Tensor:
+    """`[n, c, t, h, w]` in the memory format that is on."""
+    return x.contiguous(memory_format=torch.channels_last_3d if on("channels_last") else torch.contiguous_format)
+
+
+def apart(bodies: list[Tensor]) -> list[Tensor]:
+    """Regions as they are; one whole where that path is off."""
+    return bodies if on("apart") else [torch.cat(bodies, dim=3)]
+
+
+def recut(bodies: Sequence[Tensor], regions: Sequence[int]) -> list[Tensor]:
+    """Regions `[n, c, t, h, w]`, top to bottom, cut anew along height; copies nothing where they are cut finer."""
+    heights = [body.shape[3] for body in bodies]
+    if heights == list(regions):
+        return list(bodies)
+    finer, rest = [], list(regions)
+    for height in heights:
+        own: list[int] = []
+        while rest and sum(own) < height:
+            own.append(rest.pop(0))
+        finer.append(own)
+    if [sum(own) for own in finer] != heights:
+        return list(torch.cat(list(bodies), dim=3).split(list(regions), dim=3))
+    return [piece for body, own in zip(bodies, finer, strict=True) for piece in body.split(own, dim=3)]
+
+
+def conv3d(x: Tensor, weight: Tensor) -> Tensor:
+    """3x3x3 convolution, padded by one: `[n, c_in, t, h, w] -> [n, c_out, t, h, w]`."""
+    # Autocast does not reach into the function: it is asked here.
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+    # Not in fp32, which people ask for when they want the release's numbers: one part of 50 was 1e-4 off.
+    if dtype != torch.float32 and on("winograd") and on("channels_last") and winograd.fits(x, weight):
+        return winograd.conv3d(x.to(dtype), weight)
+    return F.conv3d(laid_out(x), laid_out(weight), padding=1)
+
+
+def maximum_over_time(x: Tensor) -> Tensor:
+    """`[n, c, t, h, w] -> [n, c, h, w]`; among equal frames the first gets the gradient, as in the release."""
+    if on("channels_last") and x.device.type == "cpu":
+        # The pool is fast where channels lie innermost: ten times so against `max`.
+        return F.max_pool3d(x, (x.shape[2], 1, 1)).squeeze(2)
+    return x.max(dim=2).values
+
+
+def activate(x: Tensor) -> tuple[Tensor, Tensor]:
+    """LeakyReLU of `[n, c, t, h, w]`, in place, and its maximum over time `[n, c, h, w]`."""
+    fits = x.device.type == "cpu" and x.is_contiguous(memory_format=torch.channels_last_3d)
+    if x.requires_grad and fits and on("maximum") and on("channels_last"):
+        return _Activate.apply(x)
+    x = F.leaky_relu(x, inplace=True)
+    return x, maximum_over_time(x)
+
+
+class _Activate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = F.leaky_relu_(x)
+        maximum, places = F.max_pool3d_with_indices(y, (x.shape[2], 1, 1))
+        ctx.mark_dirty(x)
+        ctx.save_for_backward(y, maximum, places)
+        ctx.set_materialize_grads(False)
+        return y, maximum.squeeze(2)
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> Tensor:
+        y, maximum, places = ctx.saved_tensors
+        whole, pooled = outer
+        if whole is None:
+            gradient = torch.zeros_like(y)
+        else:
+            gradient = torch.ops.aten.leaky_relu_backward(whole, y, 0.01, True)
+            gradient = gradient.contiguous(memory_format=torch.channels_last_3d)
+        if pooled is not None:
+            pooled = torch.ops.aten.leaky_relu_backward(pooled[:, :, None], maximum, 0.01, True)
+            _pixels(gradient).scatter_add_(1, _pixels(places), _pixels(pooled))
+        return gradient
+
+
+def _pixels(x: Tensor) -> Tensor:
+    """`[n, c, t, h, w]` -> `[n, t * h * w, c]`, a view where channels lie last."""
+    return x.permute(0, 2, 3, 4, 1).flatten(1, 3)
+
+
+def power_means(x: Tensor, power: Tensor, regions: Sequence[int], epsilon: float) -> Tensor:
+    """Means of `clamp(x)^p` over regions of rows, `[n, c, h, w] -> [n, regions, c]`, in the dtype of `power`.
+
+    `power` holds one for all regions, or one a region.
+    """
+    if len(power) == 1 and len(set(regions)) == 1:
+        bodies = [x.unflatten(2, (len(regions), regions[0]))]
+    else:
+        bodies, power = [body[:, :, None] for body in x.split(list(regions), dim=2)], power.expand(len(regions))
+    means = [_PowerMean.apply(body, p, epsilon) for body, p in zip(bodies, power, strict=True)]
+    return torch.cat(means, dim=2).transpose(1, 2)
+
+
+class _PowerMean(torch.autograd.Function):
+    """`[n, c, regions, h, w] -> [n, c, regions]`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, power: Tensor, epsilon: float) -> Tensor:
+        logarithm = x.to(power.dtype).clamp(min=epsilon).log_()
+        raised = (logarithm * power).exp_()
+        ctx.save_for_backward(x, logarithm, raised, power)
+        ctx.epsilon = epsilon
+        return raised.mean(dim=(3, 4))
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, logarithm, raised, power = ctx.saved_tensors
+        raised = raised * (outer[0] / (x.shape[3] * x.shape[4]))[..., None, None]
+        by_power = (raised * logarithm).sum()
+        by_x = raised.mul_(power).div_(x.clamp(min=ctx.epsilon)).masked_fill_(x < ctx.epsilon, 0.0)
+        return by_x.to(x.dtype), by_power, None
