@@ -29,7 +29,7 @@ PARTS = {
     "whole": f"whole --data {DEMO}" if (DEMO / "shards.json").is_file() else "whole",
     "growth": "growth",
 }
-COMMANDS = ["evaluation", "pack", "read rate", "memory --sequences 16"]
+COMMANDS = ["evaluation", "pack", "read rate", "memory --sequences 16", "zero"]
 
 
 def run(command: str) -> dict[str, Any] | None:
