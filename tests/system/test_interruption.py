@@ -1,9 +1,12 @@
 """A run that is asked to stop saves at the end of its step, and goes on to the result it would have had."""
 
+import json
+import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -21,6 +24,13 @@ SMALL = ["batch.subjects=4", "batch.sequences=2", "batch.frames=9", "train.save_
 
 def arguments(packed: Path, run: Path) -> list[str]:
     return ["recipes/demo.yaml", f"data={packed}", f"run={run}", f"train.steps={STEPS}", "train.trackers=[]", *SMALL]
+
+
+def ranks(launcher: int) -> list[int]:
+    """Processes of the training that a launcher started."""
+    children = Path(f"/proc/{launcher}/task/{launcher}/children")
+    pids = [int(pid) for pid in children.read_text().split()] if children.exists() else []
+    return [pid for pid in pids if b"pipeline.train" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
 @pytest.mark.slow
@@ -43,11 +53,17 @@ def test_a_signal_saves_and_the_run_resumes_bit_for_bit(
             time.sleep(0.05)
         time.sleep(delay)
         process.send_signal(number)
-        process.wait(timeout=60)
+        while process.poll() is None:  # and again and again, to the processes themselves, while they save and leave
+            time.sleep(0.1)
+            with suppress(OSError):  # one that has left meanwhile
+                for rank in ranks(process.pid):
+                    os.kill(rank, number)
+            assert time.monotonic() < deadline, (tmp_path / "log").read_text()
     saved = latest(cut)
     assert saved is not None, (tmp_path / "log").read_text()
     assert 2 <= int(saved.name.removeprefix("step-")) < STEPS
     assert "interrupted: saved at step" in (tmp_path / "log").read_text()
+    assert json.loads((cut / "state.json").read_text())["state"] == "interrupted"
 
     assert launch("zero2", "pipeline.train", *arguments(packed, cut)).returncode == 0
     ours, expected = (load_file(run / f"checkpoints/step-{STEPS:08d}/model.safetensors") for run in (cut, whole))
