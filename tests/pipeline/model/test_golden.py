@@ -36,7 +36,7 @@ def test_embeddings_of_short_and_long_walks(name: str, paths: str) -> None:
 # Gait3D's logits are scaled by 16: its loss jumps to 67 at the third step and amplifies rounding. Run in float64,
 # our network is 5.6e-3 from the golden cross-entropy there: the golden fp32 run itself is that far from exact, and
 # other orders of the same fp32 sums are as far on either side.
-LAST_CROSS_ENTROPY = {"gait3d": 1.2e-2}
+LAST_CROSS_ENTROPY = {"gait3d": 6e-3}
 
 # One gradient is a difference of nearly equal terms, 1e-6 of the others: in float64 our network gives this number,
 # which our fp32 meets to 1e-4 and the golden fp32 run misses by 4 %.
