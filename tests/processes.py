@@ -2,7 +2,7 @@
 
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -33,3 +33,11 @@ def run(work: Callable[..., Any], world_size: int, folder: Path, *arguments: Any
         _enter, (work, world_size, free_port(), folder, arguments), world_size, start_method="forkserver"
     )
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(world_size)]
+
+
+def average(values: Iterable[torch.Tensor]) -> None:
+    """Replaces each by its mean over the ranks: what DDP and ZeRO do to gradients, and the log to losses."""
+    if dist.is_initialized():
+        for value in values:
+            dist.all_reduce(value)
+            value /= dist.get_world_size()

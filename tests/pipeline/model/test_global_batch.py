@@ -10,7 +10,7 @@ from pipeline.model import HSTL
 from pipeline.model.global_batch import gather
 from pipeline.objective import batch_losses
 from pipeline.recipe import Loss
-from tests.processes import run
+from tests.processes import average, run
 
 Result = dict[str, torch.Tensor]
 
@@ -27,10 +27,7 @@ def one_step(dtype: torch.dtype, micro_batch: int | None) -> Result:
     terms["loss"].backward()
     result = {name: value.detach() for name, value in terms.items()}
     result |= {name: parameter.grad for name, parameter in model.named_parameters()}
-    if world > 1:
-        for value in result.values():  # what DDP and ZeRO do to gradients, and the log to losses
-            dist.all_reduce(value)
-            value /= world
+    average(result.values())
     return result | dict(model.named_buffers())
 
 

@@ -12,7 +12,7 @@ from pipeline.model import HSTL
 from pipeline.model.sharded_classifier import ShardedClassifier, bounds
 from pipeline.objective import batch_losses
 from pipeline.recipe import Loss
-from tests.processes import run
+from tests.processes import average, run
 
 CLASSES = 7
 LOSS = Loss(margin=0.2, scale=16.0, smoothing=0.1)
@@ -39,10 +39,7 @@ def one_step(dtype: torch.dtype, sharded: bool, smoothing: float) -> dict[str, t
     terms["loss"].backward()
     result = {name: value.detach() for name, value in terms.items()}
     result |= {name: parameter.grad for name, parameter in network.named_parameters()}
-    if world_size > 1:
-        for value in result.values():  # what DDP and ZeRO do to gradients, and the log to losses
-            dist.all_reduce(value)
-            value /= world_size
+    average(result.values())
     if classifier is not None:  # nobody averages this one
         pieces: list[torch.Tensor | None] = [classifier.weight.grad] * world_size
         if world_size > 1:
