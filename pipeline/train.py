@@ -118,8 +118,7 @@ def _train(
                 alive.during(f"step {step}"),
                 faults.out_of_memory_explained(recipe, batches.rank_batch_size, accelerator.process_index),
             ):
-                rate = learning_rate(step, recipe.optimizer.lr, recipe.schedule)
-                trained.set_learning_rate(rate)
+                trained.set_learning_rate(learning_rate(step, recipe.optimizer.lr, recipe.schedule))
                 output = trained.model(batch["silhouettes"].float() / 255)
                 terms = batch_losses(output, batch["labels"], recipe.loss, trained.classifier)
                 trained.backward(terms["loss"])
@@ -131,7 +130,7 @@ def _train(
                 trained.update()
             state.step = step = step + 1
             with alive.during(f"reporting step {step}"):
-                watch.step_done(step, terms, rate)
+                watch.step_done(step, terms, trained.learning_rate())
     if step < recipe.train.steps:
         state.reason = "asked to stop by SIGTERM or SIGUSR2"
         world.say(

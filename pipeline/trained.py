@@ -30,7 +30,9 @@ class Trained:
             self.classifier = share.to(accelerator.device)
             self.classifiers_optimizer = build_optimizer(self.classifier, optimizer)
         self.gradients = GradientCheck(network, *filter(None, [self.classifier]))
-        self.model, self.optimizer = accelerator.prepare(network, build_optimizer(network, optimizer))
+        # DDP and DeepSpeed wrap this optimizer; it is the one that takes the steps.
+        self._innermost = build_optimizer(network, optimizer)
+        self.model, self.optimizer = accelerator.prepare(network, self._innermost)
         self.model.train()
 
     def set_learning_rate(self, rate: float) -> None:
@@ -38,6 +40,10 @@ class Trained:
         for optimizer in filter(None, (self.optimizer, self.classifiers_optimizer)):
             for group in optimizer.param_groups:
                 group["lr"] = rate
+
+    def learning_rate(self) -> float:
+        """Of the last update, as the optimizer that made it has it: not what was asked for, should the two differ."""
+        return float(self._innermost.param_groups[0]["lr"])
 
     def backward(self, loss: Tensor) -> None:
         """Gradients, and no update: Accelerate's own `backward` would update at once under DeepSpeed."""
