@@ -22,6 +22,8 @@ from benchmarks.work import multiplications, step_bytes, step_operations
 from pipeline.losses import cross_entropy, triplet
 from pipeline.model import HSTL, VARIANTS, fast
 from pipeline.model.released import to_released
+from pipeline.recipe import Optimizer
+from pipeline.trained import build_optimizer
 
 NUM_CLASSES, SIDE, COPIED = 74, 2048, 64 * 2**20
 
@@ -36,7 +38,8 @@ def our_step(
     network: HSTL, silhouettes: torch.Tensor, labels: torch.Tensor, off: Sequence[str] = ()
 ) -> Callable[[], float]:
     """One step on a batch as the loader gives it: uint8 `[n, frames, 64, 44]`."""
-    optimizer = torch.optim.Adam(network.train().parameters(), 1e-4, weight_decay=5e-4)
+    with fast.without(*off):
+        optimizer = build_optimizer(network.train(), Optimizer(kind="adam", lr=1e-4, weight_decay=5e-4))
 
     def step() -> float:
         with fast.without(*off):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.checkpoint import classifier as classifier_files
-from pipeline.model import HSTL
+from pipeline.model import HSTL, fast
 from pipeline.model.sharded_classifier import ShardedClassifier
 from pipeline.recipe import Optimizer
 
@@ -115,7 +115,7 @@ class GradientCheck:
 
 def build_optimizer(network: nn.Module, optimizer: Optimizer) -> torch.optim.Optimizer:
     """The recipe's optimizer over all parameters."""
-    parameters, lr, decay = network.parameters(), optimizer.lr, optimizer.weight_decay
+    parameters, lr, decay, fused = network.parameters(), optimizer.lr, optimizer.weight_decay, fast.on("fused")
     if optimizer.kind == "adam":
-        return torch.optim.Adam(parameters, lr=lr, weight_decay=decay)
-    return torch.optim.SGD(parameters, lr=lr, weight_decay=decay, momentum=optimizer.momentum)
+        return torch.optim.Adam(parameters, lr=lr, weight_decay=decay, fused=fused)
+    return torch.optim.SGD(parameters, lr=lr, weight_decay=decay, momentum=optimizer.momentum, fused=fused)

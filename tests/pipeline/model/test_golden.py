@@ -6,6 +6,8 @@ import torch
 from pipeline.losses import cross_entropy, triplet
 from pipeline.model import HSTL, fast
 from pipeline.model.released import to_released
+from pipeline.recipe import Optimizer
+from pipeline.trained import build_optimizer
 from tests.pipeline.model import golden
 
 
@@ -50,7 +52,7 @@ def test_four_training_steps(name: str, paths: str, monkeypatch: pytest.MonkeyPa
     numbers = golden.load(name)
     settings = numbers["loss"]
     model = golden.network(name, numbers).train()
-    optimizer = torch.optim.SGD(model.parameters(), lr=settings["lr"])
+    optimizer = build_optimizer(model, Optimizer(kind="sgd", lr=settings["lr"], momentum=0, weight_decay=0))
     silhouettes = golden.silhouettes(8, 12, phase=0.3)
     assert len(numbers["train"]) == 4
     for step, expected in enumerate(numbers["train"]):
