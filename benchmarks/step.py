@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.backends import cudnn
 
 from benchmarks import baseline
 from benchmarks.measure import Times, alternate, machine, ratio
@@ -34,15 +35,15 @@ def walks(number: int, frames: int) -> list[np.ndarray]:
     return [255 * rng.integers(0, 2, (frames, 64, 64), np.uint8) for _ in range(number)]
 
 
-def our_step(
-    network: HSTL, silhouettes: torch.Tensor, labels: torch.Tensor, off: Sequence[str] = ()
-) -> Callable[[], float]:
-    """One step on a batch as the loader gives it: uint8 `[n, frames, 64, 44]`."""
+def stepping(
+    network: HSTL, off: Sequence[str] = (), *, deterministic: bool = False
+) -> Callable[[torch.Tensor, torch.Tensor], float]:
+    """What takes a step on a batch as the loader gives it: uint8 `[n, frames, 64, 44]`, and labels `[n]`."""
     with fast.without(*off):
         optimizer = build_optimizer(network.train(), Optimizer(kind="adam", lr=1e-4, weight_decay=5e-4))
 
-    def step() -> float:
-        with fast.without(*off):
+    def step(silhouettes: torch.Tensor, labels: torch.Tensor) -> float:
+        with fast.without(*off), cudnn.flags(True, not deterministic, deterministic=deterministic, allow_tf32=False):
             output = network(silhouettes.float() / 255)
             loss = triplet(output.embeddings, labels, 0.2) + cross_entropy(output.logits, labels)
             loss.backward()
@@ -51,6 +52,14 @@ def our_step(
             return loss.item()
 
     return step
+
+
+def our_step(
+    network: HSTL, silhouettes: torch.Tensor, labels: torch.Tensor, off: Sequence[str] = (), **options: bool
+) -> Callable[[], float]:
+    """Our step on one batch in memory."""
+    step = stepping(network, off, **options)
+    return lambda: step(silhouettes, labels)
 
 
 def release_step(like: HSTL, batch: Sequence[np.ndarray], labels: torch.Tensor) -> Callable[[], float]:
@@ -97,6 +106,11 @@ def measure(variant: str, subjects: int, sequences: int, frames: int, repeats: i
         "fp32": our_step(network("fp32"), silhouettes, labels),
         "bf16, every path off": our_step(network("bf16"), silhouettes, labels, tuple(fast.PATHS)),
         "bf16": our_step(network("bf16"), silhouettes, labels),
+        **(
+            {"bf16, deterministic": our_step(network("bf16"), silhouettes, labels, deterministic=True)}
+            if device.type == "cuda"  # CPUs have no other kernels
+            else {}
+        ),
         "product fp32": product(torch.float32, device),
         "product bf16": product(torch.bfloat16, device),
         "copy": copying(device),

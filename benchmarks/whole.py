@@ -3,7 +3,7 @@
 python -m benchmarks.whole [--data demo/shards] [--steps 60]
 
 A real run of recipes/demo.yaml in a process of its own, one process, every step logged; then, in this one, the same
-network, losses and optimizer on one batch in memory.
+network, losses and optimizer on what the loader streams and on one batch in memory, in turn.
 """
 
 import argparse
@@ -14,19 +14,23 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import shards
-from benchmarks.measure import alternate, machine
-from benchmarks.step import our_step
+from benchmarks.measure import Times, alternate, machine, ratio
+from benchmarks.step import stepping
 from pipeline.model import HSTL
-from pipeline.recipe import load
+from pipeline.recipe import Recipe, load
+from pipeline.train import stream
 
 SKIPPED = 5
 """First steps left out of rates: caches, the loader's workers."""
+PAIRS = 25
+"""Of steps, from shards and in memory."""
 
 
 def drawn(folder: Path) -> Path:
@@ -60,15 +64,17 @@ def measure(data: Path | None, steps: int) -> dict[str, Any]:
         lines = [line for line in lines if "steps_per_s" in line]
         saved = sum(file.stat().st_size for file in (run / "checkpoints").rglob("*") if file.is_file())
         recipe = load(Path("recipes/demo.yaml"), overrides)
-        bare = in_memory(recipe, source, int(environment["OMP_NUM_THREADS"]))
+        streamed, held = side_by_side(recipe, source, int(environment["OMP_NUM_THREADS"]))
     seconds = [1 / line["steps_per_s"] for line in lines[SKIPPED:]]
     waited = [line["data_wait"] / line["steps_per_s"] for line in lines[SKIPPED:]]
     return {
         "machine": machine(),
         "steps": len(seconds),
-        "seconds a step from shards, median": statistics.median(seconds),
-        "seconds a step in memory, median": bare,
+        "seconds a step of the run, median": statistics.median(seconds),
         "share of a step waiting for the loader": sum(waited) / sum(seconds),
+        "seconds a bare step from shards, median": streamed.seconds,
+        "seconds a bare step in memory, median": held.seconds,
+        "times longer from shards than in memory, median of pairs": ratio(streamed, held)["clock"],
         "seconds from start of the process to the end of the first step": wall
         - (lines[-1]["seconds"] - lines[0]["seconds"]),
         "seconds from first to last step": lines[-1]["seconds"] - lines[0]["seconds"],
@@ -85,17 +91,28 @@ def _share_of_demo(wall: float, lines: list[dict[str, Any]], seconds: list[float
     return stepping / (stepping + outside)
 
 
-def in_memory(recipe: Any, source: Path, threads: int) -> float:
-    """Median seconds of a step on one batch held in memory."""
+def side_by_side(recipe: Recipe, source: Path, threads: int) -> tuple[Times, Times]:
+    """Steps on batches as they come from the loader, and steps on one batch in memory, taking turns.
+
+    The loader's worker makes up for each batch taken while the step on it runs, so its work falls on the right one.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     batch = recipe.batch
     batches = shards.Batches(shards.open(source), "train", batch.subjects, batch.sequences, batch.frames, seed=0)
-    first = batches[0]
+    held = batches[0]
     network = HSTL(recipe.network.variant, batches.num_classes, precision=recipe.train.precision)
-    times = alternate({"bare": our_step(network, first["silhouettes"], first["labels"])}, 20)
+    step = stepping(network)
+    with closing(stream(batches, 0, recipe, torch.device("cpu"))) as arriving:
+
+        def from_shards() -> None:
+            batch = next(arriving)
+            step(batch["silhouettes"], batch["labels"])
+
+        ways = {"shards": from_shards, "memory": lambda: step(held["silhouettes"], held["labels"])}
+        times = alternate(ways, PAIRS)
     torch.set_num_threads(before)
-    return times["bare"].seconds
+    return times["shards"], times["memory"]
 
 
 def main() -> None:

@@ -98,6 +98,8 @@ class Train(_Section):
     """Arithmetic of the convolutions; parameters and statistics are fp32 in both."""
     micro_batch: Positive | None = None
     """Sequences a process convolves at a time (exact; saves memory, costs a second forward pass)."""
+    deterministic: bool = True
+    """GPUs take cuDNN's deterministic kernels, so that runs repeat bit for bit. False: the fastest by trial."""
     shard_classifier: bool = False
     """Each process keeps and updates the classifier of its share of the subjects: same result, far less is sent."""
     workers: Annotated[int, Field(ge=0)] = 2

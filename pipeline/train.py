@@ -43,6 +43,7 @@ def train(recipe: Recipe) -> Path:
     shard_set = shards.open(recipe.data)
     batches = open_batches(shard_set, recipe)
     accelerator = world.start(batches.rank_batch_size, patience=2 * recipe.train.stall_seconds)
+    world.choose_kernels(deterministic=recipe.train.deterministic)
     run = Path(world.agree(accelerator, lambda: str(open_run(recipe))))
     if not (run / "recipe.yaml").is_file():
         raise ValueError(f"{run} is not to be seen on {platform.node()}; give a `run` on a disk that all nodes share")

@@ -56,6 +56,15 @@ def start(rank_batch_size: int = 1, *, patience: int = 1800) -> "Accelerator":
     return accelerator
 
 
+def choose_kernels(*, deterministic: bool) -> None:
+    """cuDNN's on GPUs: the same ones in every run, or those that it finds fastest by trying them at every new shape.
+
+    All else in a step is deterministic as it is: gradients that meet in one place are two at most.
+    """
+    torch.backends.cudnn.deterministic = deterministic
+    torch.backends.cudnn.benchmark = not deterministic
+
+
 def _refuse_what_is_the_recipes(on_cpu: bool) -> None:
     if (precision := os.environ.get("ACCELERATE_MIXED_PRECISION", "no")) != "no":
         raise ValueError(

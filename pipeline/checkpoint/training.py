@@ -47,6 +47,7 @@ FREE = {
     "workers",
     "micro_batch",
     "trackers",
+    "deterministic",
     "stall_seconds",
     "start_from",
     "allow_changes",

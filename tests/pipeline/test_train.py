@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline import world
 from pipeline.metrics_log import MetricsLog, read
 from pipeline.model import HSTL
 from pipeline.recipe import Optimizer, Schedule, load
@@ -38,6 +39,14 @@ def test_the_optimizer_has_every_parameter_and_the_recipes_figures(kind: Any, ex
     (group,) = optimizer.param_groups
     assert len(group["params"]) == len(list(network.parameters()))
     assert (group["lr"], group["weight_decay"], group.get("momentum", 0.0)) == (0.3, 0.01, momentum)
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_kernels_repeat_or_are_chosen_by_time_never_both(deterministic: bool) -> None:
+    with torch.backends.cudnn.flags(enabled=True):
+        world.choose_kernels(deterministic=deterministic)
+        assert torch.backends.cudnn.deterministic is deterministic
+        assert torch.backends.cudnn.benchmark is not deterministic
 
 
 def test_a_new_run_freezes_its_recipe(tmp_path: Path) -> None:
