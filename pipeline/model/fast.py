@@ -49,7 +49,11 @@ def without(*paths: str) -> Iterator[None]:
 
 def laid_out(x: Tensor) -> Tensor:
     """`[n, c, t, h, w]` in the memory format that is on."""
-    return x.contiguous(memory_format=torch.channels_last_3d if on("channels_last") else torch.contiguous_format)
+    if not on("channels_last"):
+        return x.contiguous()
+    if x.shape[1] == 1:  # lies either way; what comes of it follows its strides
+        return x.reshape(x.shape[0], *x.shape[2:], 1).permute(0, 4, 1, 2, 3)
+    return x.contiguous(memory_format=torch.channels_last_3d)
 
 
 def apart(bodies: list[Tensor]) -> list[Tensor]:
@@ -87,11 +91,18 @@ def conv3d(x: Tensor, weight: Tensor) -> Tensor:
     return F.conv3d(laid_out(x), laid_out(weight), padding=1)
 
 
+def pooled(x: Tensor, *window: Any, **options: Any) -> Tensor:
+    """`F.max_pool3d` in the type that `x` has."""
+    # Autocast on CPUs would have it in fp32, where a maximum is the same and every pass takes twice the memory.
+    with torch.autocast(x.device.type, enabled=False):
+        return F.max_pool3d(x, *window, **options)
+
+
 def maximum_over_time(x: Tensor) -> Tensor:
     """`[n, c, t, h, w] -> [n, c, h, w]`; among equal frames the first gets the gradient, as in the release."""
     if on("channels_last") and x.device.type == "cpu":
         # The pool is fast where channels lie innermost: ten times so against `max`.
-        return F.max_pool3d(x, (x.shape[2], 1, 1)).squeeze(2)
+        return pooled(x, (x.shape[2], 1, 1)).squeeze(2)
     return x.max(dim=2).values
 
 
@@ -125,13 +136,44 @@ class _Activate(torch.autograd.Function):
             gradient = gradient.contiguous(memory_format=torch.channels_last_3d)
         if pooled is not None:
             pooled = torch.ops.aten.leaky_relu_backward(pooled[:, :, None], maximum, 0.01, True)
-            _pixels(gradient).scatter_add_(1, _pixels(places), _pixels(pooled))
+            _add_at(gradient, places, pooled)
         return gradient
 
 
-def _pixels(x: Tensor) -> Tensor:
-    """`[n, c, t, h, w]` -> `[n, t * h * w, c]`, a view where channels lie last."""
-    return x.permute(0, 2, 3, 4, 1).flatten(1, 3)
+def _add_at(whole: Tensor, places: Tensor, values: Tensor) -> None:
+    """Adds `values` `[n, c, 1, h, w]` to `whole` `[n, c, t, h, w]`, channels last, each at its place in `t * h * w`.
+
+    By take and put, as no place is there twice: `scatter_add_` takes six times as long.
+    """
+    n, c, *size = whole.shape
+    sequence = torch.arange(n).view(n, 1, 1, 1, 1) * math.prod(size)
+    at = ((_channels_at_the_end(places) + sequence) * c + torch.arange(c)).flatten()
+    flat = _channels_at_the_end(whole).view(-1)
+    flat.put_(at, flat.take(at).add_(_channels_at_the_end(values).flatten()))
+
+
+def _channels_at_the_end(x: Tensor) -> Tensor:
+    return x.permute(0, 2, 3, 4, 1)
+
+
+def mean_over_space(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """`[n, c, t, h, w] -> [n, c, t]`, summed and given in `dtype`."""
+    return _MeanOverSpace.apply(x, dtype) if on("channels_last") else x.mean(dim=(3, 4), dtype=dtype)
+
+
+class _MeanOverSpace(torch.autograd.Function):
+    """Its gradient has channels last, too: torch's own would lie otherwise, and be slow to add to others."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
+        ctx.shape, ctx.dtype = x.shape, x.dtype
+        return x.mean(dim=(3, 4), dtype=dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None]:
+        n, c, t, h, w = ctx.shape
+        each = (outer[0] / (h * w)).to(ctx.dtype).transpose(1, 2)
+        return each[:, :, None, None].expand(n, t, h, w, c).contiguous().permute(0, 4, 1, 2, 3), None
 
 
 def power_means(x: Tensor, power: Tensor, regions: Sequence[int], epsilon: float) -> Tensor:
@@ -159,7 +201,7 @@ class _PowerMean(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, power: Tensor, epsilon: float) -> Tensor:
         logarithm = x.to(power.dtype).clamp(min=epsilon).log_()
         # Background underflows: its powers, 1e-39, are added to 1e-6 and more, and cost 25 times as long as a zero.
-        raised = F.threshold_(logarithm * power, _least_exponent(power.dtype), -torch.inf).exp_()
+        raised = F.threshold(logarithm * power, _least_exponent(power.dtype), -torch.inf, inplace=True).exp_()
         ctx.save_for_backward(x, logarithm, raised, power)
         ctx.epsilon = epsilon
         return raised.mean(dim=(3, 4))

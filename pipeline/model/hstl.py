@@ -3,10 +3,10 @@
 from typing import Literal, NamedTuple, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from pipeline.model import fast
 from pipeline.model.hub import HubMixin
 from pipeline.model.layers import ARME, ASTP, FTA, GeM, GlobalBatchNorm, PartLinear, repeat_short
 from pipeline.model.variants import ROWS, VARIANTS, Variant
@@ -111,7 +111,7 @@ class HSTL(nn.Module, HubMixin):
             x, top = self.arme[0]([repeat_short(silhouettes[:, None])])
             parts = [self.astp[0](top)]
             if self.variant.halved:
-                x = [F.max_pool3d(body, (1, 2, 2)) for body in x]
+                x = [fast.pooled(body, (1, 2, 2)) for body in x]
             x, top = self.arme[1](x)
             parts.append(self.astp[1](top))
             x, top = self.fta(x)

@@ -134,10 +134,10 @@ class FTA(nn.Module):
 
     @staticmethod
     def _blend(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        short = F.max_pool3d(x, (3, 1, 1), stride=(3, 1, 1))
-        long = F.max_pool3d(x, (5, 1, 1), stride=(3, 1, 1), padding=(1, 0, 0))
+        short = fast.pooled(x, (3, 1, 1), stride=(3, 1, 1))
+        long = fast.pooled(x, (5, 1, 1), stride=(3, 1, 1), padding=(1, 0, 0))
         with exact(short):
-            summary = (short + long).mean(dim=(3, 4), dtype=weight.dtype)
+            summary = fast.mean_over_space(short + long, weight.dtype)
             scores = torch.einsum("koc,nct->nkot", weight, summary) + bias[:, :, None]
             share = (scores[:, 0] - scores[:, 1]).sigmoid().to(short.dtype)[..., None, None]
         return torch.lerp(long, short, share)
