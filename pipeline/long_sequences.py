@@ -9,11 +9,9 @@ import math
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.model import HSTL
-from pipeline.model.fast import maximum_over_time
+from pipeline.model import HSTL, fast
 
 STRIDE = 3
 """Frames to one step after the temporal aggregation (FTA)."""
@@ -29,7 +27,7 @@ def embed_long(network: HSTL, silhouettes: Tensor, frames_at_once: int) -> Tenso
     with torch.autocast(silhouettes.device.type, torch.bfloat16, enabled=network.precision == "bf16"):
         for features in _pieces(network, silhouettes, frames_at_once):
             # The last piece may be too short for a step of its own.
-            found = [maximum_over_time(x) if x.shape[2] else None for x in features]
+            found = [fast.maximum_over_time(x) if x.shape[2] else None for x in features]
             maxima = [
                 b if a is None else a if b is None else torch.maximum(a, b)
                 for a, b in zip(maxima or [None] * len(found), found, strict=True)
@@ -67,16 +65,16 @@ def _pieces(network: HSTL, silhouettes: Tensor, frames_at_once: int) -> Iterator
 
 def _features(network: HSTL, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
     """Features before the temporal aggregation, a step a frame, and after it, a step every three."""
-    bodies = network.arme[0]([x])[0]
+    bodies = network.arme[0]([x])
     before = [_whole(bodies)]
     if network.variant.halved:
-        bodies = [F.max_pool3d(body, (1, 2, 2)) for body in bodies]
-    bodies = network.arme[1](bodies)[0]
+        bodies = [fast.pooled(body, (1, 2, 2)) for body in bodies]
+    bodies = network.arme[1](bodies)
     before.append(_whole(bodies))
-    bodies = network.fta(bodies)[0]
+    bodies = network.fta(bodies)
     after = [_whole(bodies)]
     for arme in network.arme[2:]:
-        bodies = arme(bodies)[0]
+        bodies = arme(bodies)
         after.append(_whole(bodies))
     return before, after
 

@@ -21,7 +21,6 @@ from pipeline.model import winograd
 PATHS = {
     "channels_last": "the channels of a pixel lie together in memory, as convolutions and pools want them",
     "apart": "regions stay tensors of their own from level to level: none are concatenated only to be split again",
-    "maximum": "LeakyReLU and the maximum over time share a backward pass that writes the gradient once (CPU)",
     "gem": "GeM keeps logarithm and power of its forward pass for the backward one",
     "winograd": "bf16 convolutions of many channels take 4 products where the plain way takes 6 (CPU)",
     "fused": "the optimizer reads and writes each weight once an update, not once an operation",
@@ -104,56 +103,6 @@ def maximum_over_time(x: Tensor) -> Tensor:
         # The pool is fast where channels lie innermost: ten times so against `max`.
         return pooled(x, (x.shape[2], 1, 1)).squeeze(2)
     return x.max(dim=2).values
-
-
-def activate(x: Tensor) -> tuple[Tensor, Tensor]:
-    """LeakyReLU of `[n, c, t, h, w]`, in place, and its maximum over time `[n, c, h, w]`."""
-    fits = x.device.type == "cpu" and x.is_contiguous(memory_format=torch.channels_last_3d)
-    if x.requires_grad and fits and on("maximum") and on("channels_last"):
-        return _Activate.apply(x)
-    x = F.leaky_relu(x, inplace=True)
-    return x, maximum_over_time(x)
-
-
-class _Activate(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-        y = F.leaky_relu_(x)
-        maximum, places = F.max_pool3d_with_indices(y, (x.shape[2], 1, 1))
-        ctx.mark_dirty(x)
-        ctx.save_for_backward(y, maximum, places)
-        ctx.set_materialize_grads(False)
-        return y, maximum.squeeze(2)
-
-    @staticmethod
-    def backward(ctx: Any, *outer: Tensor) -> Tensor:
-        y, maximum, places = ctx.saved_tensors
-        whole, pooled = outer
-        if whole is None:
-            gradient = torch.zeros_like(y)
-        else:
-            gradient = torch.ops.aten.leaky_relu_backward(whole, y, 0.01, True)
-            gradient = gradient.contiguous(memory_format=torch.channels_last_3d)
-        if pooled is not None:
-            pooled = torch.ops.aten.leaky_relu_backward(pooled[:, :, None], maximum, 0.01, True)
-            _add_at(gradient, places, pooled)
-        return gradient
-
-
-def _add_at(whole: Tensor, places: Tensor, values: Tensor) -> None:
-    """Adds `values` `[n, c, 1, h, w]` to `whole` `[n, c, t, h, w]`, channels last, each at its place in `t * h * w`.
-
-    By take and put, as no place is there twice: `scatter_add_` takes six times as long.
-    """
-    n, c, *size = whole.shape
-    sequence = torch.arange(n).view(n, 1, 1, 1, 1) * math.prod(size)
-    at = ((_channels_at_the_end(places) + sequence) * c + torch.arange(c)).flatten()
-    flat = _channels_at_the_end(whole).view(-1)
-    flat.put_(at, flat.take(at).add_(_channels_at_the_end(values).flatten()))
-
-
-def _channels_at_the_end(x: Tensor) -> Tensor:
-    return x.permute(0, 2, 3, 4, 1)
 
 
 def mean_over_space(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -8,7 +8,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pipeline.model import fast
 from pipeline.model.hub import HubMixin
-from pipeline.model.layers import ARME, ASTP, FTA, GeM, GlobalBatchNorm, PartLinear, repeat_short
+from pipeline.model.layers import ARME, ASTP, FTA, GeM, GlobalBatchNorm, PartLinear, maximum_over_time, repeat_short
 from pipeline.model.variants import ROWS, VARIANTS, Variant
 
 Precision = Literal["fp32", "bf16"]
@@ -108,16 +108,17 @@ class HSTL(nn.Module, HubMixin):
 
     def _extract(self, silhouettes: Tensor) -> Tensor:
         with self._arithmetic(silhouettes):
-            x, top = self.arme[0]([repeat_short(silhouettes[:, None])])
-            parts = [self.astp[0](top)]
+            x = self.arme[0]([repeat_short(silhouettes[:, None])])
+            parts = [self.astp[0](maximum_over_time(x))]
             if self.variant.halved:
                 x = [fast.pooled(body, (1, 2, 2)) for body in x]
-            x, top = self.arme[1](x)
-            parts.append(self.astp[1](top))
-            x, top = self.fta(x)
-            parts.append(self.astp_fta(top))
+            x = self.arme[1](x)
+            parts.append(self.astp[1](maximum_over_time(x)))
+            x = self.fta(x)
+            parts.append(self.astp_fta(maximum_over_time(x)))
             for arme, astp in zip(self.arme[2:], self.astp[2:], strict=True):
-                x, top = arme(x)
-                parts.append(astp(top))
-            parts.append(self.strips(top))
+                x = arme(x)
+                maximum = maximum_over_time(x)
+                parts.append(astp(maximum))
+            parts.append(self.strips(maximum))
             return torch.cat(parts, dim=1)

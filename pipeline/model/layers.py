@@ -25,44 +25,39 @@ class RegionalConv3d(nn.Module):
     """A 3x3x3 convolution of its own for each horizontal region, then LeakyReLU (paper 3.2).
 
     Regions `[n, c_in, t, h, w] -> [n, c_out, t, h, w]`; `weight` is `[regions, c_out, c_in, 3, 3, 3]`, no bias.
-    Regions do not see one another's rows: each is padded with zeros on its own. With `pooled` their maximum over
-    time, `[n, c_out, h, w]` of the whole body, comes along.
+    Regions do not see one another's rows: each is padded with zeros on its own.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, regions: Sequence[int], *, pooled: bool = False) -> None:
+    def __init__(self, in_channels: int, out_channels: int, regions: Sequence[int]) -> None:
         super().__init__()
-        self.regions, self.pooled = list(regions), pooled
+        self.regions = list(regions)
         self.weight = nn.Parameter(torch.empty(len(self.regions), out_channels, in_channels, 3, 3, 3))
         for weight in self.weight.data:
             nn.init.xavier_uniform_(weight)
 
-    def forward(self, bodies: Sequence[Tensor]) -> tuple[list[Tensor], Tensor | None]:
+    def forward(self, bodies: Sequence[Tensor]) -> list[Tensor]:
         pairs = zip(fast.recut(bodies, self.regions), self.weight.unbind(), strict=True)
         convolved = fast.apart([fast.conv3d(body, weight) for body, weight in pairs])
         # In place, and so in here: what leaves a module may be a view by ZeRO-3's hooks.
-        if not self.pooled:
-            return [F.leaky_relu(body, inplace=True) for body in convolved], None
-        features, maxima = zip(*map(fast.activate, convolved), strict=True)
-        return list(features), torch.cat(maxima, dim=2)
+        return [F.leaky_relu(body, inplace=True) for body in convolved]
 
 
 class ARME(nn.ModuleList):
-    """Adaptive region-based motion extractor: regional convolutions one after another (paper 3.2).
-
-    Gives the features, and their maximum over time `[n, c, h, w]`, which the pooling takes.
-    """
+    """Adaptive region-based motion extractor: regional convolutions one after another (paper 3.2)."""
 
     def __init__(self, in_channels: int, widths: Sequence[int], regions: Sequence[int]) -> None:
         inputs = [in_channels, *widths[:-1]]
-        last = len(widths) - 1
-        super().__init__(
-            RegionalConv3d(a, b, regions, pooled=i == last) for i, (a, b) in enumerate(zip(inputs, widths, strict=True))
-        )
+        super().__init__(RegionalConv3d(a, b, regions) for a, b in zip(inputs, widths, strict=True))
 
-    def forward(self, bodies: Sequence[Tensor]) -> tuple[Sequence[Tensor], Tensor]:
+    def forward(self, bodies: Sequence[Tensor]) -> Sequence[Tensor]:
         for conv in self:
-            bodies, maximum = conv(bodies)
-        return bodies, maximum
+            bodies = conv(bodies)
+        return bodies
+
+
+def maximum_over_time(bodies: Sequence[Tensor]) -> Tensor:
+    """Of regions `[n, c, t, h, w]`, the whole body's `[n, c, h, w]`."""
+    return torch.cat([fast.maximum_over_time(body) for body in bodies], dim=2)
 
 
 class GeM(nn.Module):
@@ -112,11 +107,10 @@ class ASTP(nn.Module):
 
 
 class FTA(nn.Module):
-    """Frame-level temporal aggregation: regions `[n, c, t, h, w] -> [n, c, t // 3, h, w]`, and their maximum (3.4).
+    """Frame-level temporal aggregation: regions `[n, c, t, h, w] -> [n, c, t // 3, h, w]` (paper 3.4).
 
     Each region weighs two temporal max-pools, of 3 and of 5 frames, both with stride 3, channel by channel and
-    step by step: a softmax over the two of what a linear layer each makes of their summed mean over space. The maximum
-    over time, `[n, c, h, w]`, is what the pooling takes.
+    step by step: a softmax over the two of what a linear layer each makes of their summed mean over space.
     """
 
     def __init__(self, channels: int, regions: Sequence[int]) -> None:
@@ -127,10 +121,9 @@ class FTA(nn.Module):
         for weight in self.weight.data.flatten(0, 1):
             nn.init.xavier_uniform_(weight)
 
-    def forward(self, bodies: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+    def forward(self, bodies: Sequence[Tensor]) -> list[Tensor]:
         parameters = zip(fast.recut(bodies, self.regions), self.weight.unbind(), self.bias.unbind(), strict=True)
-        features = fast.apart([self._blend(*region) for region in parameters])
-        return features, torch.cat([fast.maximum_over_time(body) for body in features], dim=2)
+        return fast.apart([self._blend(*region) for region in parameters])
 
     @staticmethod
     def _blend(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -91,19 +91,6 @@ def test_winograd_is_the_convolution(frames: int) -> None:
     )
 
 
-def test_activation_and_maximum_have_one_right_backward_pass() -> None:
-    start = torch.randn(2, 3, 5, 4, 6, dtype=torch.float64).round(decimals=1)  # equal frames among them
-    whole, pooled = torch.randn_like(start), torch.randn(2, 3, 4, 6, dtype=torch.float64)
-    found = []
-    for paths in ((), ("maximum",)):
-        with fast.without(*paths):
-            x = start.clone(memory_format=torch.channels_last_3d).requires_grad_()
-            features, maximum = fast.activate(x * 1)
-            ((features * whole).sum() + (maximum * pooled).sum()).backward()
-            found.append((features.detach(), maximum.detach(), x.grad))
-    torch.testing.assert_close(found[0], found[1])
-
-
 def test_recut_copies_nothing_where_regions_are_cut_finer() -> None:
     bodies = list(torch.randn(1, 1, 1, 64, 2).split([40, 24], dim=3))
     finer = fast.recut(bodies, [8, 32, 16, 8])
@@ -119,7 +106,7 @@ def test_the_environment_turns_paths_off_and_refuses_unknown_ones() -> None:
         environment = {**os.environ, "HSTL_PLAIN": value}
         return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
 
-    assert run("gem,apart").stdout.strip() == "['channels_last', 'maximum', 'winograd', 'fused']"
+    assert run("gem,apart").stdout.strip() == "['channels_last', 'winograd', 'fused']"
     assert "HSTL_PLAIN names ['gems']; the fast paths are channels_last" in run("gems").stderr
 
 

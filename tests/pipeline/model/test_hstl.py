@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from pipeline.model import HSTL, VARIANTS, Level, Variant
-from pipeline.model.layers import ARME, FTA, GeM, GlobalBatchNorm, PartLinear, RegionalConv3d
+from pipeline.model.layers import ARME, FTA, GeM, GlobalBatchNorm, PartLinear, RegionalConv3d, maximum_over_time
 
 SHAPES = {"casia-b": (73, 128), "casia-b-17": (17, 128), "oumvlp": (50, 256), "grew": (50, 256), "gait3d": (46, 256)}
 
@@ -130,25 +130,20 @@ def test_autocast_from_outside_changes_nothing_that_must_stay_exact(demo: HSTL) 
 
 
 def test_regional_convolution_pads_each_region_alone() -> None:
-    layer = RegionalConv3d(2, 3, (5, 3), pooled=True)
+    layer = RegionalConv3d(2, 3, (5, 3))
     x = torch.randn(2, 2, 4, 8, 6)
     rows = zip(x.split([5, 3], dim=3), layer.weight, strict=True)
     convolved = torch.cat([torch.nn.functional.conv3d(body, weight, padding=1) for body, weight in rows], dim=3)
     expected = torch.where(convolved > 0, convolved, 0.01 * convolved)
     for cut in ([x], list(x.split([5, 3], dim=3)), list(x.split([4, 4], dim=3))):
-        features, maximum = layer(cut)
+        features = layer(cut)
         torch.testing.assert_close(torch.cat(features, dim=3), expected)
-        torch.testing.assert_close(maximum, expected.amax(dim=2))
+        torch.testing.assert_close(maximum_over_time(features), expected.amax(dim=2))
 
 
 def test_arme_is_its_convolutions_in_turn() -> None:
     layer, x = ARME(2, (3, 4), (5, 3)), torch.randn(2, 2, 4, 8, 6)
-    first, none = layer[0]([x])
-    features, maximum = layer([x])
-    expected, expected_maximum = layer[1](first)
-    assert none is None
-    torch.testing.assert_close(features, expected)
-    torch.testing.assert_close(maximum, expected_maximum)
+    torch.testing.assert_close(layer([x]), layer[1](layer[0]([x])))
 
 
 def test_gem_is_the_power_mean_of_each_region() -> None:
@@ -181,9 +176,7 @@ def test_arguments_that_would_be_ignored_are_refused(arguments: dict, message: s
 @pytest.mark.parametrize("frames", [3, 4, 5, 6, 7, 8, 30, 31])
 def test_fta_shrinks_time_by_three_and_stays_between_its_pools(frames: int) -> None:
     x = torch.randn(2, 4, frames, 6, 5)
-    features, maximum = FTA(4, (4, 2))([x])
-    pooled = torch.cat(features, dim=3)
-    assert torch.equal(maximum, pooled.amax(dim=2))
+    pooled = torch.cat(FTA(4, (4, 2))([x]), dim=3)
     assert pooled.shape == (2, 4, frames // 3, 6, 5)
     short = torch.nn.functional.max_pool3d(x, (3, 1, 1), stride=(3, 1, 1))
     assert (pooled >= short - 1e-5).all()  # the long window holds the short one
