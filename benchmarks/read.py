@@ -33,6 +33,7 @@ from rich.console import Console
 from rich.table import Table
 
 import shards
+from benchmarks.whole import drawn
 from shards import index
 from shards.batches import SubjectTable, draw
 from shards.sequence import PAYLOAD_SUFFIX, crc32, decode, encode
@@ -86,7 +87,7 @@ class Collate:
 def rate(url: str | None) -> dict[str, Any]:
     """CPU of one process: DataLoaders without workers, so that no other core helps; then one worker, by the wall."""
     with tempfile.TemporaryDirectory() as folder:
-        shard_set = shards.open(url or _walkers(Path(folder)))
+        shard_set = shards.open(url or drawn(Path(folder)))
         batches = shards.Batches(shard_set, "train", P, K, FRAMES)
         rows = [draw(batches.table, P, K, 0, step) for step in range(NUM_BATCHES)]
         paths, num_pickle_bytes = _pickles(shard_set, Path(folder) / "pickles")
@@ -149,17 +150,6 @@ def _seconds_after_first(arriving: Iterator[Any]) -> float:
     for _ in arriving:
         pass
     return time.perf_counter() - started
-
-
-def _walkers(folder: Path) -> Path:
-    from shards.pack import pack
-    from shards.walkers import write_tree
-
-    Console(stderr=True).print("drawing and packing walkers: two minutes")
-    write_tree(folder / "raw", 10, seed=0)
-    (folder / "all.yaml").write_text("train: [001..010]\ntest: []\n")
-    pack("casia-b", folder / "raw", folder / "set", folder / "all.yaml", progress=False)
-    return folder / "set"
 
 
 def _pickles(shard_set: shards.ShardSet, folder: Path) -> tuple[list[Path], int]:
