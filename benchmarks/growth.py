@@ -201,7 +201,7 @@ def picture(found: dict[str, Any], path: Path) -> None:
             axis.plot(x, [100 * p["sequences/s"] / ideal / p["GPUs"] for p in points], "o-", label=name)
     axis.set(xscale="log", xlabel="GPUs (projection, not measured)", ylabel="% of ideal speed", ylim=(0, 105))
     axis.set_xticks([1, 8, 64, 512], ["1", "8", "64", "512"])
-    axis.legend(fontsize=7, loc="center left")
+    axis.legend(fontsize=7, ncol=2, loc="upper center", bbox_to_anchor=(0.4, -0.2))
     figure.suptitle(
         f"{found['variant']} network, bf16; {found['machine']['cores']} cores. Blue: sequences a second. "
         "Orange: kept for the backward pass, and parameters with Adam's state",

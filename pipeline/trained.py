@@ -115,7 +115,8 @@ class GradientCheck:
 
 def build_optimizer(network: nn.Module, optimizer: Optimizer) -> torch.optim.Optimizer:
     """The recipe's optimizer over all parameters."""
-    parameters, lr, decay, fused = network.parameters(), optimizer.lr, optimizer.weight_decay, fast.on("fused")
+    parameters, lr, decay = network.parameters(), optimizer.lr, optimizer.weight_decay
+    fused = True if fast.on("fused") else None  # False would keep torch from its second best on GPUs, too
     if optimizer.kind == "adam":
         return torch.optim.Adam(parameters, lr=lr, weight_decay=decay, fused=fused)
     return torch.optim.SGD(parameters, lr=lr, weight_decay=decay, momentum=optimizer.momentum, fused=fused)
