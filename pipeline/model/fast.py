@@ -23,7 +23,6 @@ PATHS = {
     "apart": "regions stay tensors of their own from level to level: none are concatenated only to be split again",
     "gem": "GeM keeps logarithm and power of its forward pass for the backward one",
     "winograd": "bf16 convolutions of many channels take 4 products where the plain way takes 6 (CPU)",
-    "fused": "the optimizer reads and writes each weight once an update, not once an operation",
 }
 _off = frozenset(filter(None, os.environ.get("HSTL_PLAIN", "").split(",")))
 if not _off <= PATHS.keys():

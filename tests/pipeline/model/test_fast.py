@@ -10,8 +10,6 @@ import torch.nn.functional as F
 
 from pipeline.losses import cross_entropy, triplet
 from pipeline.model import HSTL, Level, Variant, fast, winograd
-from pipeline.recipe import Optimizer
-from pipeline.trained import build_optimizer
 
 WIDE = Variant(
     name="wide",
@@ -20,7 +18,6 @@ WIDE = Variant(
     levels=(Level(regions=(20, 12), widths=(32, 64)), Level(regions=(4, 16, 8, 4), widths=(64,))),
     strips=16,
 )
-NETWORKS = [path for path in fast.PATHS if path != "fused"]  # that one is the optimizer's
 
 
 def step(network: HSTL, silhouettes: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -34,7 +31,7 @@ def step(network: HSTL, silhouettes: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("frames", [6, 7])
-@pytest.mark.parametrize("path", [*NETWORKS, "all"])
+@pytest.mark.parametrize("path", [*fast.PATHS, "all"])
 def test_a_path_off_is_the_same_step_in_float64(path: str, frames: int) -> None:
     torch.manual_seed(0)
     network = HSTL(WIDE, 5).double().train()
@@ -44,28 +41,6 @@ def test_a_path_off_is_the_same_step_in_float64(path: str, frames: int) -> None:
         plain = step(network, silhouettes)
     for name, value in plain.items():
         torch.testing.assert_close(quick[name], value, rtol=1e-8, atol=1e-12, msg=lambda text, n=name: f"{n}: {text}")
-
-
-@pytest.mark.parametrize("kind", ["adam", "sgd"])
-def test_fused_updates_are_the_plain_ones_in_float64(kind: str) -> None:
-    def trained() -> tuple[torch.optim.Optimizer, list[torch.Tensor]]:
-        torch.manual_seed(0)
-        network = HSTL(WIDE, 5).double()
-        momentum = 0.9 if kind == "sgd" else 0.0
-        optimizer = build_optimizer(network, Optimizer(kind=kind, lr=0.1, weight_decay=0.01, momentum=momentum))  # type: ignore[arg-type]
-        for _ in range(4):
-            for parameter in network.parameters():
-                parameter.grad = torch.randn_like(parameter)
-            optimizer.step()
-        return optimizer, [parameter.detach() for parameter in network.parameters()]
-
-    quick, fast_weights = trained()
-    with fast.without("fused"):
-        plain, weights = trained()
-    assert quick.param_groups[0]["fused"]
-    assert not plain.param_groups[0]["fused"]
-    for ours, expected in zip(fast_weights, weights, strict=True):
-        torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-12)
 
 
 def test_all_paths_off_in_bf16_is_the_same_to_its_rounding() -> None:
@@ -106,7 +81,7 @@ def test_the_environment_turns_paths_off_and_refuses_unknown_ones() -> None:
         environment = {**os.environ, "HSTL_PLAIN": value}
         return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
 
-    assert run("gem,apart").stdout.strip() == "['channels_last', 'winograd', 'fused']"
+    assert run("gem,apart").stdout.strip() == "['channels_last', 'winograd']"
     assert "HSTL_PLAIN names ['gems']; the fast paths are channels_last" in run("gems").stderr
 
 
