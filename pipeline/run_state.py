@@ -4,6 +4,7 @@ The record is taken over by moving the old one aside, which of several processes
 one into its place, which fails where there is one: there is no lock that a killed process would leave behind.
 """
 
+import fcntl
 import os
 import socket
 import sys
@@ -249,8 +250,9 @@ def _take_over(path: Path, mine: RunState) -> tuple[RunState, RunState | None]:
                 )
         before = None if found is None else found.record
         begun = mine if before is None else mine.model_copy(update={"step": before.step})
-        if _supplant(path, found, begun):
-            return begun, before
+        with _one_at_a_time(path.parent):
+            if _supplant(path, found, begun):
+                return begun, before
 
 
 def _shows_life(path: Path, found: Found) -> bool:
@@ -269,6 +271,21 @@ def _shows_life(path: Path, found: Found) -> bool:
             return now.record is None or now.record.state == "running"
     print(f"{path}: no sign of life in {seconds:.0f} s; taking the run over", file=sys.stderr, flush=True)
     return False
+
+
+@contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """While one process looks at the record it has put aside, another would find none, and think the run free.
+
+    Disks that lock no folders (some network disks) leave that moment open; the next beat then shows who lost.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)  # and with it the lock, as the end of the process would
 
 
 def _supplant(path: Path, found: Found | None, mine: RunState) -> bool:

@@ -252,14 +252,26 @@ def test_a_damaged_record_is_named_to_readers_and_replaced_by_writers(
 
 
 def test_of_many_who_find_a_dead_holder_one_takes_the_run(tmp_path: Path) -> None:
-    put(tmp_path, record(machine=Process.current().machine, pid=2**22 + 1))
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)  # or threads would hardly ever meet in the middle of taking over
+    try:
+        for number in range(40):
+            run = tmp_path / str(number)
+            run.mkdir()
+            contend_for(run)
+    finally:
+        sys.setswitchinterval(usual)
+
+
+def contend_for(run: Path) -> None:
+    put(run, record(machine=Process.current().machine, pid=2**22 + 1))
     start, end = threading.Barrier(8), threading.Event()
     outcomes: list[str] = []
 
     def contend() -> None:
         start.wait()
         try:
-            with hold(ALONE, tmp_path, 9, 60.0):
+            with hold(ALONE, run, 9, 60.0):
                 outcomes.append("held")
                 end.wait(30)
         except ValueError as error:
@@ -274,7 +286,7 @@ def test_of_many_who_find_a_dead_holder_one_takes_the_run(tmp_path: Path) -> Non
         thread.join()
     assert outcomes.count("held") == 1
     assert all("trains in this run" in outcome for outcome in outcomes if outcome != "held")
-    assert [path.name for path in tmp_path.iterdir()] == [FILE]
+    assert [path.name for path in run.iterdir()] == [FILE]
 
 
 def test_a_holder_that_was_given_up_stops_and_leaves_the_others_record(tmp_path: Path) -> None:
