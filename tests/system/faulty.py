@@ -47,8 +47,8 @@ def _fail(kind: str, network: HSTL) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
 
 
-def _spoil(module: nn.Module, arguments: object, output: tuple[object, Tensor]) -> None:
-    output[1].register_hook(lambda gradient: gradient * torch.nan)
+def _spoil(module: nn.Module, arguments: object, regions: list[Tensor]) -> None:
+    regions[0].register_hook(lambda gradient: gradient * torch.nan)
 
 
 class FaultyBatches(train.shards.Batches):  # type: ignore[name-defined, misc]
