@@ -88,6 +88,19 @@ class GeM(nn.Module):
         return torch.stack([body.pow(p).mean(dim=(2, 3)) for body, p in zip(bodies, powers, strict=True)], dim=1)
 
 
+class PixelLinear(nn.Conv2d):
+    """The same linear layer at every pixel, no bias, as a 1x1 convolution: `[n, c_in, h, w] -> [n, c_out, h, w]`."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, kernel_size=1, bias=False)
+        nn.init.xavier_uniform_(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Through a view of the weight, whose gradient then has the weight's strides whatever those of `x`: from others
+        # DDP warns and copies.
+        return F.conv2d(x, self.weight.flatten(1)[..., None, None])
+
+
 class ASTP(nn.Module):
     """Adaptive spatio-temporal pooling: a level's part vectors, `[n, c, h, w] -> [n, regions, channels]` (paper 3.3).
 
@@ -98,8 +111,7 @@ class ASTP(nn.Module):
         super().__init__()
         self.project: nn.Module = nn.Identity()
         if in_channels != channels:
-            self.project = nn.Conv2d(in_channels, channels, kernel_size=1, bias=False)
-            nn.init.xavier_uniform_(self.project.weight)
+            self.project = PixelLinear(in_channels, channels)
         self.pool = GeM(regions)
 
     def forward(self, maximum: Tensor) -> Tensor:

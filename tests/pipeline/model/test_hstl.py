@@ -129,6 +129,16 @@ def test_autocast_from_outside_changes_nothing_that_must_stay_exact(demo: HSTL) 
         assert demo.embed(random_silhouettes(2, 6, 64, 44)).dtype == torch.float32
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_gradients_lie_in_memory_as_their_parameters_do(precision: str) -> None:
+    """DDP's buckets hold them so: any other gradient is copied, with a warning from every process."""
+    network = HSTL("demo", 5, precision=precision)  # type: ignore[arg-type]
+    output = network(random_silhouettes(2, 8, 64, 44))
+    (output.embeddings.sum() + output.logits.sum()).backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None and parameter.grad.stride() == parameter.stride(), name
+
+
 def test_regional_convolution_pads_each_region_alone() -> None:
     layer = RegionalConv3d(2, 3, (5, 3))
     x = torch.randn(2, 2, 4, 8, 6)
