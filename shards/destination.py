@@ -248,7 +248,8 @@ class Bucket:
         there = listed.get(plan.name)
         if done.digest != plan.digest or there is None or there["size"] != done.num_bytes:
             return None
-        return done if there["e_tag"] == record["e_tag"] else None
+        # Azure quotes an ETag where it answers an upload, and does not where it lists.
+        return done if there["e_tag"].strip('"') == record["e_tag"].strip('"') else None
 
     def make(self, name: str, write: Write) -> FinishedShard:
         with tempfile.TemporaryFile(prefix="hstl-pack-") as file:

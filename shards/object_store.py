@@ -149,6 +149,21 @@ def _read_profile() -> dict[str, str]:
     return found
 
 
+class NoBucketError(FileNotFoundError):
+    """Not an object is missing, but the whole bucket (Azure: container)."""
+
+
+_REFUSED_CREDENTIALS = (
+    "InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "ExpiredToken",  # S3
+    "AuthenticationFailed", "InvalidAuthenticationInfo",  # Azure; Google answers in S3's words, or a bare 401
+)  # fmt: skip
+_CREDENTIALS = {
+    "s3": "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN, or the profile in ~/.aws",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS",
+    "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
+}
+
+
 def explain(error: Exception, url: str) -> OSError:
     """An error of obstore about `url` -> FileNotFoundError, PermissionError or ConnectionError, its cause and
     its remedy in words, credentials left out.
@@ -156,15 +171,14 @@ def explain(error: Exception, url: str) -> OSError:
     text = _plain(error)
     if isinstance(error, FileNotFoundError):
         if "NoSuchBucket" in text or "ContainerNotFound" in text:
-            bucket = urlsplit(url).netloc
-            return FileNotFoundError(f"{url}: there is no bucket {bucket}: create it, or correct the name.")
+            parts = urlsplit(url)
+            what = "container" if parts.scheme == "az" else "bucket"
+            return NoBucketError(f"{url}: there is no {what} {parts.netloc}: create it, or correct the name.")
         return FileNotFoundError(f"{url} does not exist (404).")
     where = _endpoint(url)
-    if _has(text, "InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "ExpiredToken"):
-        return PermissionError(
-            f"{url}: {where} does not accept the credentials ({_code(text)}): check AWS_ACCESS_KEY_ID, "
-            f"AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN, or the profile in ~/.aws."
-        )
+    place = _CREDENTIALS.get(urlsplit(url).scheme, "them")
+    if _has(text, *_REFUSED_CREDENTIALS):
+        return PermissionError(f"{url}: {where} does not accept the credentials ({_code(text)}): check {place}.")
     # The client answers S3's 301, which has no LOCATION, in its own words.
     if _has(text, "AuthorizationHeaderMalformed", "IllegalLocation", "redirect without LOCATION"):
         region = re.search(r"<Region>([\w-]+)</Region>|expecting '([\w-]+)'", text)
@@ -179,8 +193,8 @@ def explain(error: Exception, url: str) -> OSError:
         )
     if _has(text, "status code: 401", "status code: 403"):
         return PermissionError(
-            f"{url}: {where} refuses access ({_code(text)}): the credentials have no right to this; ask the "
-            f"bucket's owner, or correct the name."
+            f"{url}: {where} refuses access ({_code(text)}): the credentials are wrong or have no right to this; "
+            f"check {place}, ask the bucket's owner, or correct the name."
         )
     return ConnectionError(f"{url}: {where} cannot be reached or broke off: {text[:500]}")
 

