@@ -121,6 +121,9 @@ class Baseline(nn.Module):
     One class for the three published networks, whose release has a file each; the operations are theirs.
     """
 
+    arme2: nn.Module  # added by name, as the levels above it
+    astp2: nn.Module
+
     def __init__(self, variant: Variant, num_classes: int) -> None:
         super().__init__()
         self.variant = variant

@@ -5,7 +5,7 @@ import platform
 import re
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,7 +28,7 @@ class Times(NamedTuple):
         return statistics.median(self.cpu)
 
 
-def alternate(functions: dict[str, Callable[[], object]], repeats: int) -> dict[str, Times]:
+def alternate(functions: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, Times]:
     """Each function once unmeasured, then all in turn, `repeats` times over."""
     times = {name: Times([], []) for name in functions}
     for repeat in range(repeats + 1):

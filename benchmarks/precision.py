@@ -95,7 +95,7 @@ def gem_in_bf16(network: HSTL) -> HSTL:
     made = copy.deepcopy(network)
     for module in made.modules():
         if isinstance(module, GeM):
-            module.forward = lowered(module)  # type: ignore[method-assign]
+            module.forward = lowered(module)  # type: ignore[method-assign, assignment]
     return made
 
 
@@ -136,7 +136,9 @@ def main() -> None:
     arguments = parser.parse_args()
     shard_set = shards.open(arguments.data)
     rows = np.flatnonzero(shard_set.index["split"].to_numpy() == "test")[:: arguments.every]
-    columns = [shard_set.index[c].take(rows.tolist()).to_pylist() for c in ("subject", "condition", "view")]
+    subjects, conditions, views = (
+        shard_set.index[name].take(rows.tolist()).to_pylist() for name in ("subject", "condition", "view")
+    )
 
     print("| seed | arithmetic | largest cosine distance to fp32 | rank-1 mean, % |\n|---|---|---|---|")
     for seed in range(arguments.seeds):
@@ -153,7 +155,7 @@ def main() -> None:
             # In double: fp32 itself rounds cosines of 800 values to about 1e-6.
             pair = exact.double().flatten(1), embeddings.double().flatten(1)
             distance = (1 - torch.cosine_similarity(*pair)).max()
-            rate = evaluate(embeddings.numpy(), *columns, "casia-b")["headline"]["mean"]
+            rate = evaluate(embeddings.numpy(), subjects, conditions, views, "casia-b")["headline"]["mean"]
             print(f"| {seed} | {name} | {distance:.1e} | {rate:.2f} |", flush=True)
         for name, value in in_training.items():
             print(f"| {seed} | {name} | {value:.1%} | |", flush=True)

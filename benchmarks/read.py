@@ -118,7 +118,6 @@ def rate(url: str | None) -> dict[str, Any]:
         for _ in range(ROUNDS):
             for name, start in worker.items():
                 wall[name].append(_seconds_after_first(start()))
-        sizes = shard_set.index["size"].to_numpy().sum() + 2300 * len(shard_set)
     num = NUM_BATCHES * P * K
     return {
         "sequences": len(shard_set),
@@ -129,7 +128,7 @@ def rate(url: str | None) -> dict[str, Any]:
         "ours_over_field_one_worker_wall": _ratio(wall["field"], wall["ours"]),
         "ours_over_decoding_alone": _ratio(seconds["decoding alone"], seconds["ours"]),
         "pickles_over_shards_bytes": float(num_pickle_bytes / sum(s.bytes for s in shard_set.manifest.shards)),
-        "pickles_over_payload_bytes": float(num_pickle_bytes / sizes),
+        "pickles_over_payload_bytes": float(num_pickle_bytes / shard_set.index["size"].to_numpy().sum()),
     }
 
 
@@ -214,7 +213,8 @@ def made_set(num_subjects: int) -> Iterator[tuple[str, bytes]]:
     for _ in range(500):
         frames = int(rng.integers(20, 31))
         payloads.append((frames, encode(_blobs(frames, rng))))
-    rows, entries = [], []
+    rows: list[tuple[Any, ...]] = []
+    entries = []
     per_shard = 110  # subjects: some 30 MB
     for number, first in enumerate(range(0, num_subjects, per_shard)):
         name, buffer, before = f"train-{number:06d}.tar", BytesIO(), len(rows)
