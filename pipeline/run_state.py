@@ -1,7 +1,7 @@
 """RUN/state.json: who trains in a run's folder, how far it is, how it ended; one launch at a time trains there.
 
-The record is taken over by moving the old one aside, which of several processes one alone can do, and linking the new
-one into its place, which fails where there is one: there is no lock that a killed process would leave behind.
+A run is taken under a lock of the kernel's, which no killed process leaves behind: look at the record again, and replace
+it. Where a disk has no locks, the moment between the two stays open, and the next beat shows who lost.
 """
 
 import fcntl
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 FILE = "state.json"
+LOCK = ".state.lock"
+LOCK_SECONDS = 10.0
+"""Taking a run needs milliseconds: a lock held for longer is a stopped process's, or of a disk that hangs."""
 BEAT_SECONDS = 10.0
 BEATS_WATCHED = 3
 """A holder of whom nothing is known is dead when it writes nothing for as many beats."""
@@ -209,10 +212,10 @@ class Hold:
             reason = self.reason or _one_line(error)
         refused = self._step is None and isinstance(error, Exception) and world.is_users_mistake(error)
         try:
-            if refused and self._before is not None and self._before.state != "running":
-                _write(self._path, self._before, self._mine.holder)
-            else:
+            if not refused or self._before is None or self._before.state == "running":
                 self._write(state=ended, reason=reason)
+            elif self._is_mine():
+                _write(self._path, self._before, self._mine.holder)
         except OSError as fault:
             print(f"{self._path} could not be written: {fault}", file=sys.stderr, flush=True)
 
@@ -224,12 +227,16 @@ class Hold:
                 with suppress(OSError):
                     os.utime(self._path)
 
-    def _write(self, **changes: str | None) -> None:
+    def _is_mine(self) -> bool:
         assert self._mine is not None
         found = _look(self._path)
         if found is not None and found.record is not None and found.record.holder != self._mine.holder:
             self._taken_by = found.record
-        if self._taken_by is not None:
+        return self._taken_by is None
+
+    def _write(self, **changes: str | None) -> None:
+        assert self._mine is not None
+        if not self._is_mine():
             return
         step = self._mine.step if self._step is None else self._step
         later = {"step": step, "beat": self._mine.beat + 1, "updated": datetime.now(UTC)}
@@ -251,7 +258,9 @@ def _take_over(path: Path, mine: RunState) -> tuple[RunState, RunState | None]:
         before = None if found is None else found.record
         begun = mine if before is None else mine.model_copy(update={"step": before.step})
         with _one_at_a_time(path.parent):
-            if _supplant(path, found, begun):
+            now = _look(path)
+            if (now is None) == (found is None) and (now is None or found is None or _holder(now) == _holder(found)):
+                _write(path, begun, begun.holder)
                 return begun, before
 
 
@@ -274,51 +283,26 @@ def _shows_life(path: Path, found: Found) -> bool:
 
 
 @contextmanager
-def _one_at_a_time(folder: Path) -> Iterator[None]:
-    """While one process looks at the record it has put aside, another would find none, and think the run free.
-
-    Disks that lock no folders (some network disks) leave that moment open; the next beat then shows who lost.
-    """
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+def _one_at_a_time(run: Path) -> Iterator[None]:
+    """Raises ValueError where another process keeps the lock. Does nothing where the disk has no locks."""
+    # A file of our own, open for writing: folders are what others lock, and what network disks lock on one node alone.
+    with (run / LOCK).open("a") as file:
+        end = time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    raise ValueError(
+                        f"{run / LOCK}: another process has been taking this run for {LOCK_SECONDS:.0f} s; end it if it "
+                        "is stopped, or give another `run`"
+                    ) from None
+                time.sleep(0.02)
+                continue
+            except OSError:
+                pass
+            break
         yield
-    finally:
-        os.close(descriptor)  # and with it the lock, as the end of the process would
-
-
-def _supplant(path: Path, found: Found | None, mine: RunState) -> bool:
-    """Puts `mine` in the place of what was found; False where another process was faster."""
-    own = path.with_name(f".{path.name}.{mine.holder}.new")
-    aside = path.with_name(f".{path.name}.{mine.holder}.before")
-    own.write_text(mine.model_dump_json(indent=1))
-    try:
-        if found is not None:
-            path.rename(aside)
-            moved = _look(aside)
-            if moved is None or _holder(moved) != _holder(found):
-                _link(aside, path)
-                return False
-        _link(own, path)
-    except (FileNotFoundError, FileExistsError):
-        return False
-    finally:
-        own.unlink(missing_ok=True)
-        aside.unlink(missing_ok=True)
-    return True
-
-
-def _link(source: Path, target: Path) -> None:
-    """Gives `source` a second name. Raises FileExistsError if there is such a file."""
-    try:
-        target.hardlink_to(source)
-    except FileExistsError:
-        raise
-    except OSError:  # a disk without links: what is left between the two lines is caught by the next beat
-        if target.exists():
-            raise FileExistsError(target) from None
-        source.rename(target)
 
 
 def _look(path: Path) -> Found | None:

@@ -1,4 +1,5 @@
 import errno
+import fcntl
 import json
 import os
 import signal
@@ -7,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,11 +17,13 @@ from typing import Any
 import pytest
 
 from pipeline import run_state
-from pipeline.run_state import FILE, Process, RunState, born, duration, hold, in_words, judge, read
+from pipeline.run_state import FILE, LOCK, Process, RunState, born, duration, hold, in_words, judge, read
 
 ROOT = Path(__file__).parents[2]
 ALONE: Any = SimpleNamespace(num_processes=1, is_main_process=True)
 BEAT = 0.05
+# As if train.py raised it: a mistake of the user's.
+REFUSAL = compile("raise ValueError('train.steps 5: another recipe')", str(ROOT / "pipeline" / "train.py"), "exec")
 ME = Process(host="node1", machine="kernel-a pid:[1]", pid=100, born=5, slurm_job=None)
 
 
@@ -38,6 +42,10 @@ def put(run: Path, found: RunState) -> RunState:
 def elsewhere(**changes: Any) -> RunState:
     """A running holder of whom this machine can know nothing."""
     return record(host="node9", machine="kernel-z pid:[1]", **changes)
+
+
+def names(run: Path) -> list[str]:
+    return sorted(path.name for path in run.iterdir())
 
 
 def state_of(run: Path) -> RunState:
@@ -125,7 +133,7 @@ def test_a_run_from_start_to_finish(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     last = state_of(tmp_path)
     assert (last.state, last.step, last.reason, last.started) == ("finished", 2, None, first.started)
     assert last.updated >= first.updated and last.beat > 2
-    assert [path.name for path in tmp_path.iterdir()] == [FILE]
+    assert names(tmp_path) == [LOCK, FILE]
     assert not [thread for thread in threading.enumerate() if thread.name == "beats of the run"]
 
 
@@ -154,13 +162,12 @@ def test_errors_are_recorded_and_go_on(tmp_path: Path) -> None:
 
 def test_a_refused_start_leaves_the_record_of_a_finished_run(tmp_path: Path) -> None:
     before = put(tmp_path, record(state="finished", step=9))
-    refusal = compile("raise ValueError('train.steps 5: another recipe')", str(ROOT / "pipeline" / "train.py"), "exec")
     with pytest.raises(ValueError, match="another recipe"), hold(ALONE, tmp_path, 9, BEAT):
-        exec(refusal)
+        exec(REFUSAL)
     assert read(tmp_path) == before
     with pytest.raises(ValueError, match="another recipe"), hold(ALONE, tmp_path, 9, BEAT) as state:
         state.step = 9  # training had begun: its failure is news
-        exec(refusal)
+        exec(REFUSAL)
     assert state_of(tmp_path).state == "failed"
 
 
@@ -220,7 +227,7 @@ def test_a_beating_holder_elsewhere_is_left_alone(tmp_path: Path, capfd: pytest.
     beat.join()
     assert (state_of(tmp_path).holder, state_of(tmp_path).beat) == ("theirs", 1)
     assert "watching" in capfd.readouterr().err
-    assert [path.name for path in tmp_path.iterdir()] == [FILE]
+    assert names(tmp_path) == [FILE]
 
 
 def test_a_holder_that_ends_while_it_is_watched_is_followed_at_once(tmp_path: Path) -> None:
@@ -251,42 +258,129 @@ def test_a_damaged_record_is_named_to_readers_and_replaced_by_writers(
         assert state_of(tmp_path).state == "running"
 
 
-def test_of_many_who_find_a_dead_holder_one_takes_the_run(tmp_path: Path) -> None:
-    usual = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)  # or threads would hardly ever meet in the middle of taking over
+def dead(run: Path) -> RunState:
+    return put(run, record(machine=Process.current().machine, pid=2**22 + 1))
+
+
+def outcome_of(run: Path, end: threading.Event) -> str:
     try:
-        for number in range(40):
-            run = tmp_path / str(number)
-            run.mkdir()
-            contend_for(run)
-    finally:
-        sys.setswitchinterval(usual)
+        with hold(ALONE, run, 9, 60.0):
+            end.wait(30)
+            return "held"
+    except ValueError as error:
+        return str(error)
+
+
+def test_who_found_a_dead_holder_looks_again_before_taking_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One is slow between looking and taking; another takes the run meanwhile."""
+    dead(tmp_path)
+    looked, go_on, end = threading.Event(), threading.Event(), threading.Event()
+    usual = run_state._look
+
+    def slow(path: Path) -> Any:
+        found = usual(path)
+        if threading.current_thread().name.startswith("slow") and not looked.is_set():
+            looked.set()
+            assert go_on.wait(30)
+        return found
+
+    monkeypatch.setattr(run_state, "_look", slow)
+    with ThreadPoolExecutor(1, "slow") as slow_one, ThreadPoolExecutor(1) as quick_one:
+        first = slow_one.submit(outcome_of, tmp_path, end)
+        assert looked.wait(30)
+        second = quick_one.submit(outcome_of, tmp_path, end)
+        wait_for(lambda: state_of(tmp_path).pid == os.getpid())
+        go_on.set()
+        assert "trains in this run" in first.result(30)
+        end.set()
+        assert second.result(30) == "held"
+
+
+def test_none_takes_a_run_that_another_is_taking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One has looked again, and not written yet."""
+    dead(tmp_path)
+    writing, go_on, end = threading.Event(), threading.Event(), threading.Event()
+    usual = run_state._write
+
+    def slow(*arguments: Any) -> None:
+        if threading.current_thread().name.startswith("slow") and not writing.is_set():
+            writing.set()
+            assert go_on.wait(30)
+        usual(*arguments)
+
+    monkeypatch.setattr(run_state, "_write", slow)
+    with ThreadPoolExecutor(1, "slow") as slow_one, ThreadPoolExecutor(1) as quick_one:
+        first = slow_one.submit(outcome_of, tmp_path, end)
+        assert writing.wait(30)
+        second = quick_one.submit(outcome_of, tmp_path, end)
+        time.sleep(0.3)
+        assert not second.done() and state_of(tmp_path).holder == "theirs"
+        go_on.set()
+        assert "trains in this run" in second.result(30)
+        end.set()
+        assert first.result(30) == "held"
+
+
+def test_a_lock_that_is_kept_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_state, "LOCK_SECONDS", 0.2)
+    with (tmp_path / LOCK).open("a") as kept:
+        fcntl.flock(kept, fcntl.LOCK_EX)
+        with pytest.raises(ValueError, match=rf"{LOCK}: another process has been taking this run"):
+            hold(ALONE, tmp_path, 9, BEAT).__enter__()
+    with hold(ALONE, tmp_path, 9, BEAT):
+        assert state_of(tmp_path).pid == os.getpid()
+
+
+def test_who_locks_the_folder_to_launch_only_once_is_no_hindrance(tmp_path: Path) -> None:
+    """`flock RUN accelerate launch ... run=RUN` keeps its lock for as long as the training lives."""
+    command = "import pathlib, tests.pipeline.test_run_state as t; t.hold(t.ALONE, pathlib.Path('.'), 9).__enter__()"
+    result = subprocess.run(
+        ["flock", ".", sys.executable, "-c", command],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=60,
+    )  # fmt: skip
+    assert result.returncode == 0 and state_of(tmp_path).pid != os.getpid()
+
+
+def test_a_disk_without_locks_is_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*arguments: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(run_state.fcntl, "flock", none)
+    with hold(ALONE, tmp_path, 9, BEAT):
+        assert state_of(tmp_path).pid == os.getpid()
+
+
+def test_a_refused_start_leaves_the_record_of_who_took_the_run_meanwhile(tmp_path: Path) -> None:
+    put(tmp_path, record(state="finished"))
+    with pytest.raises(ValueError, match="another recipe"), hold(ALONE, tmp_path, 9, 60.0):
+        theirs = put(tmp_path, elsewhere())
+        exec(REFUSAL)
+    assert read(tmp_path) == theirs
+
+
+def test_of_many_who_find_a_dead_holder_one_takes_the_run(tmp_path: Path) -> None:
+    for number in range(5):
+        contend_for(tmp_path / str(number))
 
 
 def contend_for(run: Path) -> None:
-    put(run, record(machine=Process.current().machine, pid=2**22 + 1))
+    dead(run)
     start, end = threading.Barrier(8), threading.Event()
-    outcomes: list[str] = []
 
-    def contend() -> None:
+    def contend() -> str:
         start.wait()
-        try:
-            with hold(ALONE, run, 9, 60.0):
-                outcomes.append("held")
-                end.wait(30)
-        except ValueError as error:
-            outcomes.append(str(error))
+        return outcome_of(run, end)
 
-    threads = [threading.Thread(target=contend) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    wait_for(lambda: len(outcomes) == 8)
-    end.set()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(8) as pool:
+        contenders = [pool.submit(contend) for _ in range(8)]
+        wait_for(lambda: sum(one.done() for one in contenders) == 7)
+        end.set()
+    outcomes = [one.result() for one in contenders]
     assert outcomes.count("held") == 1
     assert all("trains in this run" in outcome for outcome in outcomes if outcome != "held")
-    assert [path.name for path in run.iterdir()] == [FILE]
+    assert names(run) == [LOCK, FILE]
 
 
 def test_a_holder_that_was_given_up_stops_and_leaves_the_others_record(tmp_path: Path) -> None:
@@ -322,22 +416,7 @@ def test_a_full_disk_stops_neither_training_nor_the_signs_of_life(
         full.set()
     assert "No space left" in capfd.readouterr().err
     assert state_of(tmp_path).state == "running"
-    assert [path.name for path in tmp_path.iterdir()] == [FILE]
-
-
-def test_a_disk_without_links_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(path: Path, target: Path) -> None:
-        raise OSError(errno.EPERM, "Operation not permitted")
-
-    monkeypatch.setattr(Path, "hardlink_to", refuse)
-    put(tmp_path, record(state="interrupted"))
-    with (
-        hold(ALONE, tmp_path, 9, BEAT),
-        pytest.raises(ValueError, match="trains in this run"),
-        hold(ALONE, tmp_path, 9, BEAT),
-    ):
-        pass
-    assert state_of(tmp_path).state == "interrupted"
+    assert names(tmp_path) == [LOCK, FILE]
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
