@@ -39,8 +39,7 @@ def stepping(
     network: HSTL, off: Sequence[str] = (), *, deterministic: bool = False
 ) -> Callable[[torch.Tensor, torch.Tensor], float]:
     """What takes a step on a batch as the loader gives it: uint8 `[n, frames, 64, 44]`, and labels `[n]`."""
-    with fast.without(*off):
-        optimizer = build_optimizer(network.train(), Optimizer(kind="adam", lr=1e-4, weight_decay=5e-4))
+    optimizer = build_optimizer(network.train(), Optimizer(kind="adam", lr=1e-4, weight_decay=5e-4))
 
     def step(silhouettes: torch.Tensor, labels: torch.Tensor) -> float:
         with fast.without(*off), cudnn.flags(True, not deterministic, deterministic=deterministic, allow_tf32=False):

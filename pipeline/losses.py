@@ -5,6 +5,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 PARTS_AT_ONCE = 8
 """Parts whose distances are held at once: bounds memory, and keeps a GPU's kernels large."""
@@ -43,6 +44,7 @@ class _BatchAll(torch.autograd.Function):
         return torch.cat(losses).mean()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None, None]:
         return ctx.saved_tensors[0] * outer[0], None, None
 

@@ -1,7 +1,7 @@
 """RUN/state.json: who trains in a run's folder, how far it is, how it ended; one launch at a time trains there.
 
-A run is taken under a lock of the kernel's, which no killed process leaves behind: look at the record again, and replace
-it. Where a disk has no locks, the moment between the two stays open, and the next beat shows who lost.
+A run is taken under a lock of the kernel's, which no killed process leaves behind: look again, replace the record.
+Where a disk has no locks, the moment between the two stays open, and the next beat shows who lost.
 """
 
 import fcntl
@@ -294,8 +294,8 @@ def _one_at_a_time(run: Path) -> Iterator[None]:
             except BlockingIOError:
                 if time.monotonic() > end:
                     raise ValueError(
-                        f"{run / LOCK}: another process has been taking this run for {LOCK_SECONDS:.0f} s; end it if it "
-                        "is stopped, or give another `run`"
+                        f"{run / LOCK}: another process has been taking this run for {LOCK_SECONDS:.0f} s; end it if "
+                        "it is stopped, or give another `run`"
                     ) from None
                 time.sleep(0.02)
                 continue

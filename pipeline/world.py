@@ -59,7 +59,8 @@ def start(rank_batch_size: int = 1, *, patience: int = 1800) -> "Accelerator":
 def choose_kernels(*, deterministic: bool) -> None:
     """cuDNN's on GPUs: the same ones in every run, or those that it finds fastest by trying them at every new shape.
 
-    All else in a step is deterministic as it is: gradients that meet in one place are two at most.
+    Meant to make weights repeat; not shown on a GPU yet (tests/pipeline/test_gpu.py). What a GPU sums in an order of
+    its own, such as the triplet loss's cumulative sums, enters the loss that is logged, and no gradient.
     """
     torch.backends.cudnn.deterministic = deterministic
     torch.backends.cudnn.benchmark = not deterministic

@@ -248,8 +248,7 @@ class Bucket:
         there = listed.get(plan.name)
         if done.digest != plan.digest or there is None or there["size"] != done.num_bytes:
             return None
-        # Azure quotes an ETag where it answers an upload, and does not where it lists.
-        return done if there["e_tag"].strip('"') == record["e_tag"].strip('"') else None
+        return done if _same_tag(there["e_tag"], record["e_tag"]) else None
 
     def make(self, name: str, write: Write) -> FinishedShard:
         with tempfile.TemporaryFile(prefix="hstl-pack-") as file:
@@ -306,6 +305,11 @@ class Bucket:
                     raise meant from None
             time.sleep(pause * random.uniform(0.5, 1))
             pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+def _same_tag(a: str | None, b: str | None) -> bool:
+    """Azure quotes an ETag where it answers an upload, and does not where it lists; a store may give none."""
+    return bool(a and b) and str(a).strip('"') == str(b).strip('"')
 
 
 def _record(name: str) -> str:

@@ -66,8 +66,12 @@ def connect(url: str, max_retries: int = NUM_RETRIES) -> Any:
     scheme, host, path = (parts := urlsplit(url)).scheme, parts.netloc, parts.path
     if not host:
         raise ValueError(f"{url} names no bucket: one looks like {scheme}://bucket/folder.")
-    if parts.query or parts.fragment:
-        raise ValueError(f"{url}: an URL with ? or # names no folder of shards; leave that part out.")
+    if "@" in host:
+        shown = parts._replace(netloc=host.rpartition("@")[2], query="", fragment="").geturl()
+        raise ValueError(f"{shown}: leave user and password out of the URL, which goes into recipes and logs.")
+    if parts.query or parts.fragment:  # not shown: it may be a signature
+        shown = parts._replace(query="", fragment="").geturl()
+        raise ValueError(f"{shown} was given with ? or #: that names no folder of shards; leave that part out.")
     options: dict[str, Any] = {
         "client_options": {
             "connect_timeout": CONNECT_TIMEOUT,
@@ -160,7 +164,7 @@ _REFUSED_CREDENTIALS = (
 _CREDENTIALS = {
     "s3": "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN, or the profile in ~/.aws",
     "gs": "GOOGLE_APPLICATION_CREDENTIALS",
-    "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
+    "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY, or AZURE_STORAGE_SAS_TOKEN",
 }
 
 
@@ -169,16 +173,16 @@ def explain(error: Exception, url: str) -> OSError:
     its remedy in words, credentials left out.
     """
     text = _plain(error)
+    if _has(text, "NoSuchBucket", "ContainerNotFound"):  # listing says so in a general error
+        parts = urlsplit(url)
+        what = "container" if parts.scheme == "az" else "bucket"
+        return NoBucketError(f"{url}: there is no {what} {parts.netloc}: create it, or correct the name.")
     if isinstance(error, FileNotFoundError):
-        if "NoSuchBucket" in text or "ContainerNotFound" in text:
-            parts = urlsplit(url)
-            what = "container" if parts.scheme == "az" else "bucket"
-            return NoBucketError(f"{url}: there is no {what} {parts.netloc}: create it, or correct the name.")
         return FileNotFoundError(f"{url} does not exist (404).")
     where = _endpoint(url)
-    place = _CREDENTIALS.get(urlsplit(url).scheme, "them")
+    place = _CREDENTIALS.get(urlsplit(url).scheme, "how it is served")
     if _has(text, *_REFUSED_CREDENTIALS):
-        return PermissionError(f"{url}: {where} does not accept the credentials ({_code(text)}): check {place}.")
+        return PermissionError(f"{url}: {where} does not accept the credentials ({_answer(text)}): check {place}.")
     # The client answers S3's 301, which has no LOCATION, in its own words.
     if _has(text, "AuthorizationHeaderMalformed", "IllegalLocation", "redirect without LOCATION"):
         region = re.search(r"<Region>([\w-]+)</Region>|expecting '([\w-]+)'", text)
@@ -193,7 +197,7 @@ def explain(error: Exception, url: str) -> OSError:
         )
     if _has(text, "status code: 401", "status code: 403"):
         return PermissionError(
-            f"{url}: {where} refuses access ({_code(text)}): the credentials are wrong or have no right to this; "
+            f"{url}: {where} refuses access ({_answer(text)}): the credentials are wrong or have no right to this; "
             f"check {place}, ask the bucket's owner, or correct the name."
         )
     return ConnectionError(f"{url}: {where} cannot be reached or broke off: {text[:500]}")
@@ -203,16 +207,17 @@ def _endpoint(url: str) -> str:
     parts = urlsplit(url)
     if parts.scheme == "s3":
         return str(s3_settings().get("endpoint", "Amazon S3"))
-    return {"gs": "Google Cloud Storage", "az": "Azure"}.get(parts.scheme, parts.netloc.rpartition("@")[2])
+    return {"gs": "Google Cloud Storage", "az": "Azure"}.get(parts.scheme, parts.netloc)
 
 
 def _has(text: str, *signs: str) -> bool:
     return any(sign in text for sign in signs)
 
 
-def _code(text: str) -> str:
-    code = re.search(r"<Code>(\w+)</Code>", text)
-    return code[1] if code else "403"
+def _answer(text: str) -> str:
+    """The code in a store's answer, or the answer's number."""
+    found = re.search(r"<Code>(\w+)</Code>", text) or re.search(r"status code: (\d+)", text)
+    return found[1] if found else "no reason given"
 
 
 def _plain(error: Exception) -> str:

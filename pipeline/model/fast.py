@@ -1,9 +1,8 @@
 """Faster ways to the same numbers, and the switch that turns each off.
 
 `HSTL_PLAIN=channels_last,gem` in the environment, or `with without("gem"):`, takes the plain way where a fast one is
-named. With all of them off the network is the paper's, an operation at a time. docs/performance.md has each one's
-figure. Where a graph is traced (export, `torch.compile`), or a path does not suit the device, the plain way is taken
-unasked.
+named. docs/performance.md has each one's figure. Where a graph is traced (export, `torch.compile`), or a path does not
+suit the device, the plain way is taken unasked.
 """
 
 import math
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from pipeline.model import winograd
 
@@ -22,7 +22,7 @@ PATHS = {
     "channels_last": "the channels of a pixel lie together in memory, as convolutions and pools want them",
     "apart": "regions stay tensors of their own from level to level: none are concatenated only to be split again",
     "gem": "GeM keeps logarithm and power of its forward pass for the backward one",
-    "winograd": "bf16 convolutions of many channels take 4 products where the plain way takes 6 (CPU)",
+    "winograd": "convolutions of many channels take 4 products where the plain way takes 6 (CPU, but for fp32)",
 }
 _off = frozenset(filter(None, os.environ.get("HSTL_PLAIN", "").split(",")))
 if not _off <= PATHS.keys():
@@ -36,7 +36,7 @@ def on(path: str) -> bool:
 
 @contextmanager
 def without(*paths: str) -> Iterator[None]:
-    """Turns paths off inside the block."""
+    """Turns paths off inside the block, where the backward pass must be, too: `micro_batch` computes anew in it."""
     global _off
     before, _off = _off, _off.union(paths)
     try:
@@ -77,8 +77,9 @@ def recut(bodies: Sequence[Tensor], regions: Sequence[int]) -> list[Tensor]:
 
 def conv3d(x: Tensor, weight: Tensor) -> Tensor:
     """3x3x3 convolution, padded by one: `[n, c_in, t, h, w] -> [n, c_out, t, h, w]`."""
-    # Autocast does not reach into the function: it is asked here.
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+    # Autocast does not reach into the function: it is asked here. It leaves float64 alone.
+    cast = torch.is_autocast_enabled("cpu") and x.dtype != torch.float64
+    dtype = torch.get_autocast_dtype("cpu") if cast else x.dtype
     # Not in fp32, which people ask for when they want the release's numbers: one part of 50 was 1e-4 off.
     if dtype != torch.float32 and on("winograd") and on("channels_last") and winograd.fits(x, weight):
         return winograd.conv3d(x.to(dtype), weight)
@@ -155,6 +156,7 @@ class _PowerMean(torch.autograd.Function):
         return raised.mean(dim=(3, 4))
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, Tensor, None]:
         x, logarithm, raised, power = ctx.saved_tensors
         raised = raised * (outer[0] / (x.shape[3] * x.shape[4]))[..., None, None]

@@ -115,7 +115,8 @@ class HSTL(nn.Module, HubMixin):
             x = self.arme[1](x)
             parts.append(self.astp[1](maximum_over_time(x)))
             x = self.fta(x)
-            parts.append(self.astp_fta(maximum_over_time(x)))
+            maximum = maximum_over_time(x)
+            parts.append(self.astp_fta(maximum))
             for arme, astp in zip(self.arme[2:], self.astp[2:], strict=True):
                 x = arme(x)
                 maximum = maximum_over_time(x)

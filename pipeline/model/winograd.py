@@ -23,7 +23,8 @@ Four = tuple[Tensor, Tensor, Tensor, Tensor]
 
 def fits(x: Tensor, weight: Tensor) -> bool:
     """Whether it pays: on a CPU, an even number of frames, and channels enough to outweigh the sums."""
-    return x.device.type == "cpu" and x.shape[2] % 2 == 0 and weight.shape[0] * weight.shape[1] >= 32 * 64
+    on_cpu = x.device.type == "cpu" and len(x) > 0
+    return on_cpu and x.shape[2] % 2 == 0 and weight.shape[0] * weight.shape[1] >= 32 * 64
 
 
 def conv3d(x: Tensor, weight: Tensor) -> Tensor:

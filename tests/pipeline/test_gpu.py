@@ -35,7 +35,8 @@ def test_embeddings_in_fp32_are_those_of_the_cpu() -> None:
     with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         wanted = network.embed(silhouettes)
         found = network.cuda().embed(silhouettes.cuda()).cpu()
-    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+    # Of the norm: single values are near 0.01. TF32 would be off by 2e-4 of it.
+    assert (found - wanted).norm() < 2e-5 * wanted.norm()
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

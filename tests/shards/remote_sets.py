@@ -1,4 +1,4 @@
-"""Puts packed data sets on the S3 server of the tests."""
+"""Puts packed data sets into the buckets of the tests."""
 
 import time
 from collections.abc import Callable

@@ -5,6 +5,7 @@
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -150,6 +151,21 @@ def test_wrong_region(status: int, said: str, remedy: str, no_settings: Path, mo
         shards.open("s3://bucket/set", patience=2)
     server.shutdown()
     server.server_close()
+
+
+@pytest.mark.parametrize("url", ["http://me:secret@host/set", "https://host/set?sv=2021&sig=secret", "az://c/x#secret"])
+def test_no_secret_of_an_url_is_shown(url: str) -> None:
+    with pytest.raises(ValueError, match=r"leave .* out") as caught:
+        connect(url)
+    assert "secret" not in str(caught.value) and urlsplit(url).scheme in str(caught.value)
+
+
+def test_a_401_is_called_one() -> None:
+    from obstore.exceptions import BaseError
+
+    error = explain(BaseError("Server returned non-2xx status code: 401 Unauthorized: "), "gs://sets/a")
+    assert isinstance(error, PermissionError) and "refuses access (401)" in str(error)
+    assert "GOOGLE_APPLICATION_CREDENTIALS" in str(error)
 
 
 def test_signed_addresses_and_internals_are_left_out() -> None:

@@ -79,6 +79,19 @@ def test_other_things_are_left_alone(raw: Path, partition: Path, bucket: str) ->
     assert bucket_bytes(bucket) == {"train-000000.tar": b"mine"}
 
 
+def test_a_bucket_that_is_not_there_is_told_at_once(raw: Path, partition: Path, bucket: str) -> None:
+    started = time.monotonic()
+    with pytest.raises(FileNotFoundError, match=r"there is no (bucket|container) no-such-place"):
+        pack_small(raw, f"{bucket.split('://')[0]}://no-such-place/set", partition)
+    assert time.monotonic() - started < 10
+
+
+def test_etags_in_two_spellings_or_none() -> None:
+    same = destination._same_tag
+    assert same('"a"', "a") and same("a", "a") and not same("a", "b")
+    assert not same(None, None) and not same("a", None)
+
+
 def killed_while_packing(source: Path, url: str, partition: Path, workers: int) -> None:
     """kill -9 once two shards are recorded."""
     arguments = f"'casia-b', {str(source)!r}, {url!r}, {str(partition)!r}, {workers}, 0.02, False"

@@ -75,6 +75,14 @@ def test_recut_copies_nothing_where_regions_are_cut_finer() -> None:
     torch.testing.assert_close(torch.cat(crossing, dim=3), torch.cat(bodies, dim=3))
 
 
+def test_a_second_derivative_is_refused_and_not_wrong() -> None:
+    x = torch.rand(1, 2, 4, 3, requires_grad=True)
+    means = fast.power_means(x, torch.tensor([6.5]), [2, 2], 1e-6)
+    (first,) = torch.autograd.grad(means.square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        torch.autograd.grad(first.sum(), x)
+
+
 def test_the_environment_turns_paths_off_and_refuses_unknown_ones() -> None:
     def run(value: str) -> subprocess.CompletedProcess[str]:
         code = "from pipeline.model import fast; print([path for path in fast.PATHS if fast.on(path)])"

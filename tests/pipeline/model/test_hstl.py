@@ -87,6 +87,27 @@ def test_a_variant_whose_regions_do_not_fill_the_body_is_refused() -> None:
         Variant(name="x", stem=(4,), halved=False, levels=(Level(regions=(40, 20), widths=(4,)),), strips=8)
 
 
+def test_a_variant_of_one_level_works() -> None:
+    variant = Variant(name="x", stem=(4,), halved=True, levels=(Level(regions=(16, 16), widths=(8,)),), strips=16)
+    output = HSTL(variant, 3)(random_silhouettes(2, 6, 64, 44))
+    assert output.embeddings.shape == (2, variant.parts, 8) and output.embeddings.isfinite().all()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_no_sequences_have_no_embeddings(precision: str) -> None:
+    network = HSTL("casia-b", 3, precision=precision).eval()  # type: ignore[arg-type]
+    assert network.embed(torch.empty(0, 6, 64, 44)).shape == (0, 73, 128)
+
+
+def test_float64_stays_float64_where_bf16_is_asked_for() -> None:
+    torch.manual_seed(0)
+    network = HSTL("casia-b", 3).double().eval()
+    x = random_silhouettes(1, 6, 64, 44).double()
+    expected = network.embed(x)
+    network.precision = "bf16"
+    torch.testing.assert_close(network.embed(x), expected, rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 6, 100])
 def test_micro_batch_changes_neither_result_nor_gradients(demo: HSTL, size: int) -> None:
     x = random_silhouettes(6, 6, 64, 44)
