@@ -24,7 +24,7 @@ from pipeline.stall import StallGuard
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from pipeline.run_state import Hold
+    from pipeline.run_hold import Hold
     from shards import Batches, ShardSet
 
 
@@ -37,7 +37,7 @@ def train(recipe: Recipe) -> Path:
     or SIGUSR2 to any process the step is finished, a checkpoint written, and all processes return.
     """
     # Accelerate and what brings it are imported here: loader workers import this module, too.
-    from pipeline import run_state, trackers
+    from pipeline import run_hold, trackers
 
     trackers.require(recipe.train.trackers)
     shard_set = shards.open(recipe.data)
@@ -50,7 +50,7 @@ def train(recipe: Recipe) -> Path:
 
     with (
         world.Interruption() as interruption,  # outermost: what is left to do on the way out must not be cut short
-        run_state.hold(accelerator, run, recipe.train.steps) as state,
+        run_hold.hold(accelerator, run, recipe.train.steps) as state,
         StallGuard(recipe.train.stall_seconds, lambda line: state.leave(TimeoutError(line))) as alive,
     ):
         _train(accelerator, recipe, run, batches, state, interruption, alive)

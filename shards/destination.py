@@ -309,7 +309,7 @@ class Bucket:
 
 def _same_tag(a: str | None, b: str | None) -> bool:
     """Azure quotes an ETag where it answers an upload, and does not where it lists; a store may give none."""
-    return bool(a and b) and str(a).strip('"') == str(b).strip('"')
+    return a is not None and b is not None and a.strip('"') == b.strip('"')
 
 
 def _record(name: str) -> str:

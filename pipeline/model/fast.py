@@ -22,7 +22,7 @@ PATHS = {
     "channels_last": "the channels of a pixel lie together in memory, as convolutions and pools want them",
     "apart": "regions stay tensors of their own from level to level: none are concatenated only to be split again",
     "gem": "GeM keeps logarithm and power of its forward pass for the backward one",
-    "winograd": "convolutions of many channels take 4 products where the plain way takes 6 (CPU, but for fp32)",
+    "winograd": "convolutions of many channels take 4 products where the plain way takes 6 (CPU; not in fp32)",
 }
 _off = frozenset(filter(None, os.environ.get("HSTL_PLAIN", "").split(",")))
 if not _off <= PATHS.keys():

@@ -12,7 +12,6 @@ import hmac
 import os
 import shutil
 import subprocess
-import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,12 +20,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.shards.s3_server import answers, free_port, name_of_test
+from tests.processes import free_port
+from tests.shards.servers import name_of_test, wait_until_it_answers
 
 ACCOUNT = "testaccount"
 KEY = base64.b64encode(b"a key of the tests").decode()
 API_VERSION = "2021-12-02"
-START_SECONDS = 60
 
 
 @dataclass
@@ -69,12 +68,11 @@ class AzureServer:
                  "--location", str(self.folder / "blobs"), "--silent", "--skipApiVersionCheck", "--disableTelemetry"],
                 env={**os.environ, "AZURITE_ACCOUNTS": f"{ACCOUNT}:{KEY}"}, stdout=log, stderr=log,
             )  # fmt: skip
-        deadline = time.monotonic() + START_SECONDS
-        while not answers(self.port):
-            if self.process.poll() is not None or time.monotonic() > deadline:
-                self.stop()
-                raise RuntimeError(f"Azurite did not start: {(self.folder / 'server.log').read_text()[-2000:]}")
-            time.sleep(0.05)
+        try:
+            wait_until_it_answers(self.process, self.port, self.folder / "server.log")
+        except RuntimeError:
+            self.stop()
+            raise
 
     def stop(self) -> None:
         if self.process is not None:

